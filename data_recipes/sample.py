@@ -1,0 +1,58 @@
+"""`Sample`: the one record that every reader produces and every consumer takes.
+
+Messages are OpenAI/HF style. A content part is ``{"type": "text", "text": ...}``, ``{"type": "video", "video": ...}``,
+``{"type": "image", "image": ...}`` or ``{"type": "audio", "audio": ...}``; the medium itself is a path or a loaded object of `vlm.media`.
+In assistant text a time is written as ``{t:12.34}`` (seconds); the processor turns it into what the model's time codec says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation over some media.
+
+    Attributes:
+        id: Unique and stable; errors and NaN reports name it.
+        messages: OpenAI/HF-style chat messages.
+        meta: Anything an evaluator needs (task, answer, true spans in seconds, duration, ...).
+    """
+
+    id: str
+    messages: list[Message]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class SampleDataset(Protocol):
+    """A finite, indexable set of samples; item ``i`` is a pure function of the seed and ``i``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def rng_for(seed: int, *path: int) -> np.random.Generator:
+    """Random generator that depends only on ``seed`` and ``path`` (for example epoch and index): reproducible and resumable."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *path])))
+
+
+def text_part(text: str) -> dict[str, str]:
+    """Content part holding ``text``."""
+    return {"type": "text", "text": text}
+
+
+def user(*parts: dict[str, Any] | str) -> Message:
+    """User message made of parts; bare strings become text parts."""
+    return {"role": "user", "content": [text_part(p) if isinstance(p, str) else p for p in parts]}
+
+
+def assistant(text: str) -> Message:
+    """Assistant message with one text part."""
+    return {"role": "assistant", "content": [text_part(text)]}

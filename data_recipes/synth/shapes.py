@@ -1,0 +1,168 @@
+"""The shapes-in-motion world: endless short conversations about clips whose every answer and time is known exactly.
+
+Coloured shapes appear, move, collide, change colour and disappear over textured backgrounds; digits serve as needles and beeps
+as sounds. One sample holds several question-answer turns about ONE clip, so that one visual encoding serves many answer tokens.
+Everything is a pure function of ``(seed, index)``. The held-out split has other scenes, colour-shape pairs (`HELD_OUT`) and
+phrasings that training never sees.
+
+Examples:
+    >>> data = conversations("train", seed=0, size=1000, level="clips")
+    >>> data[0].messages[0]["content"][0]["type"]
+    'video'
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.sample import Message, Sample, assistant, rng_for, user
+from data_recipes.synth.shapes_questions import Asker, Turn
+from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES, draw, draw_background, random_background
+from data_recipes.synth.shapes_scene import SOUND_RATE, Scene
+from data_recipes.synth.shapes_world import HELD_OUT, LEVELS, Level, level, random_scene
+from vlm.errors import ConfigError
+from vlm.media import Video, load_video
+
+__all__ = [
+    "COLOURS",
+    "DIGITS",
+    "HELD_OUT",
+    "LEVELS",
+    "SHAPES",
+    "Level",
+    "Scene",
+    "ShapesDataset",
+    "Turn",
+    "conversations",
+    "needle_frame",
+    "scene_for",
+]
+
+_SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class ShapesDataset:
+    """A finite set of conversations; item ``i`` depends only on the fields and ``i``.
+
+    Attributes:
+        split: "train" or "heldout".
+        seed: Of all randomness; the two splits never share a scene.
+        size: Number of conversations.
+        level: Name of a `LEVELS` entry (a step of the curriculum) or a `Level`.
+        image_size: Side of the frames handed to the model, pixels.
+        num_frames: Frames per clip; drawn from the level's range by default.
+        turns: Most questions per conversation.
+        kinds: Only these kinds of question (keys of `PHRASINGS`); all by default.
+        via_file: Share (0 to 1) of clips that go through a real H.264 file and the real decoder.
+        file_sizes: Smallest and largest side of the written files, pixels.
+    """
+
+    split: str
+    seed: int
+    size: int
+    level: str | Level = "clips"
+    image_size: int = 64
+    num_frames: int | None = None
+    turns: int = 8
+    kinds: tuple[str, ...] | None = None
+    via_file: float = 0.0
+    file_sizes: tuple[int, int] = (64, 256)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(f"item {index} of {self.size} conversations")
+        rng = self._rng(index)
+        step = level(self.level)
+        scene, frames = self._scene(rng, step)
+        turns = Asker(scene, rng, split=self.split, still=step.still).turns(self.turns, self.kinds)
+        if step.still:
+            medium: dict[str, Any] = {"type": "image", "image": scene.render(0.0, self.image_size)}
+        else:
+            medium = {"type": "video", "video": self._video(rng, scene, frames)}
+        name = self.level if isinstance(self.level, str) else "custom"
+        meta = {"turns": turns, "scene": scene, "duration": scene.duration, "frames": frames, "level": name}
+        return Sample(f"shapes-{name}-{self.split}-{self.seed}-{index}", _messages(medium, turns), meta)
+
+    def scene(self, index: int) -> Scene:
+        """The scene of item ``index``, without drawing anything."""
+        return self._scene(self._rng(index), level(self.level))[0]
+
+    def _rng(self, index: int) -> np.random.Generator:
+        name = zlib.crc32(repr(self.level).encode())
+        return rng_for(self.seed, _SPLITS.index(self.split), name, index)
+
+    def _scene(self, rng: np.random.Generator, step: Level) -> tuple[Scene, int]:
+        frames = int(rng.integers(step.frames[0], step.frames[1] + 1))
+        frames = 1 if step.still else self.num_frames or frames
+        side = 2 * int(rng.integers(self.file_sizes[0] // 2, self.file_sizes[1] // 2 + 1))
+        return random_scene(rng, step, split=self.split, size=side, num_frames=frames), frames
+
+    def _video(self, rng: np.random.Generator, scene: Scene, frames: int) -> Video:
+        sound = SOUND_RATE if scene.beeps else None
+        if rng.random() >= self.via_file:
+            return scene.video(frames, self.image_size, sound_rate=sound)
+        with tempfile.TemporaryDirectory(prefix="shapes-") as folder:
+            path = scene.write(Path(folder) / "clip.mp4")
+            return load_video(path, num_frames=frames, size=self.image_size, audio_rate=sound)
+
+
+def conversations(
+    split: str,
+    *,
+    seed: int,
+    size: int,
+    level: str | Level = "clips",
+    image_size: int = 64,
+    num_frames: int | None = None,
+    turns: int = 8,
+    kinds: tuple[str, ...] | None = None,
+    via_file: float = 0.0,
+) -> ShapesDataset:
+    """Conversations about random scenes; see `ShapesDataset` for the arguments.
+
+    Raises:
+        ConfigError: Unknown split or level.
+    """
+    if split not in _SPLITS:
+        raise ConfigError(f"unknown split {split!r} of the shapes world; choose one of {', '.join(_SPLITS)}")
+    if isinstance(level, str) and level not in LEVELS:
+        raise ConfigError(f"unknown level {level!r} of the shapes world; choose one of {', '.join(LEVELS)}")
+    return ShapesDataset(split, seed, size, level, image_size, num_frames, turns, kinds, via_file)
+
+
+def scene_for(split: str, *, seed: int, index: int, level: str = "clips") -> Scene:
+    """One scene on its own, for example to write as a file."""
+    return conversations(split, seed=seed, size=index + 1, level=level).scene(index)
+
+
+def needle_frame(digit: str, size: int = 64, *, seed: int = 0) -> np.ndarray:
+    """A picture of one digit, uint8 ``[size, size, 3]``: a needle to hide in a long video.
+
+    Raises:
+        ConfigError: ``digit`` is not one of 0 to 9.
+    """
+    if digit not in DIGITS:
+        raise ConfigError(f"cannot draw {digit!r} as a needle; choose a digit 0-9")
+    rng = rng_for(seed, int(digit))
+    frame = draw_background(random_background(rng), size).copy()
+    x, y = (float(v) for v in rng.uniform(0.35, 0.65, size=2))
+    draw(frame, digit, COLOURS["white"], x, y, float(rng.uniform(0.2, 0.3)), 0.0)
+    return frame
+
+
+def _messages(medium: dict[str, Any], turns: list[Turn]) -> list[Message]:
+    """User and assistant messages in turn, the medium before the first question."""
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        messages += [user(medium, turn.question) if number == 0 else user(turn.question), assistant(turn.answer)]
+    return messages

@@ -1,0 +1,373 @@
+"""Questions in ordinary words about a scene of the shapes world, with exact answers.
+
+Each kind of question has several phrasings for training and others that only the held-out split uses. Times in answers are
+neutral marks, ``{t:3.0}`` (seconds).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_recipes.synth.shapes_render import COLOURS, SHAPES
+from data_recipes.synth.shapes_scene import Appearance, Scene
+from data_recipes.synth.shapes_world import pairs
+from vlm.time import Span
+
+NUMBERS = ("none", "one", "two", "three", "four")
+_MOVES = {
+    "still": "it stays still",
+    "linear": "it moves in a straight line",
+    "bounce": "it bounces",
+    "circular": "it moves in a circle",
+    "collide": "it hits another shape",
+}
+
+# kind -> (phrasings for training, phrasings for the held-out split only). {m} is the medium.
+PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "list": (
+        ("What shapes are there?", "What is in the {m}?", "What can you see?", "Which shapes are in the {m}?",
+         "What is shown?", "What is there?", "Which shapes are shown?", "List the shapes."),
+        ("Which shapes can you see?", "What is shown in the {m}?"),
+    ),
+    "shape": (
+        ("Which shape is {c}?", "What shape is the {c} one?", "What is the {c} shape?", "What is the {c} thing?"),
+        ("Which shape is the {c} one?", "What shape is {c}?"),
+    ),
+    "colour": (
+        ("What colour is the {s}?", "Which colour is the {s}?", "What color is the {s}?", "What is the color of the {s}?",
+         "Tell me the colour of the {s}.", "What colour is the {s} in the {m}?"),
+        ("What is the colour of the {s}?", "Which color is the {s}?"),
+    ),
+    "count": (
+        ("How many shapes are there?", "How many shapes are in the {m}?", "How many shapes can you see?",
+         "Count the shapes.", "How many shapes do you see?"),
+        ("How many shapes are shown?", "Count the shapes in the {m}."),
+    ),
+    "count_shape": (
+        ("How many {ss} are there?", "How many {ss} are in the {m}?", "How many {ss} can you see?", "Count the {ss}.",
+         "How many {ss} do you see?"),
+        ("How many {ss} are shown?", "Count the {ss} in the {m}."),
+    ),
+    "count_colour": (
+        ("How many {c} shapes are there?", "How many {c} shapes are in the {m}?", "How many shapes are {c}?",
+         "Count the {c} shapes."),
+        ("How many {c} shapes can you see?", "Count the {c} shapes in the {m}."),
+    ),
+    "presence": (
+        ("Is there {a}?", "Is there {a} in the {m}?", "Can you see {a}?", "Do you see {a}?", "Is {a} shown?"),
+        ("Is {a} in the {m}?", "Do you see {a} in the {m}?"),
+    ),
+    "where": (
+        ("Where is {the}?", "Where is {the} in the {m}?", "In which part of the {m} is {the}?"),
+        ("Where can you see {the}?",),
+    ),
+    "when": (
+        ("When is {the} visible?", "When does {the} appear?", "When can you see {the}?", "When is there {a}?",
+         "When is {the} there?", "From when to when is {the} shown?"),
+        ("When do you see {the}?", "When is {the} in the {m}?"),
+    ),
+    "end": (
+        ("When does {the} disappear?", "When does {the} go away?", "When does {the} vanish?", "When is {the} gone?"),
+        ("When does {the} go?",),
+    ),
+    "first": (
+        ("Which shape appears first?", "What appears first?", "Which shape comes first?", "What is the first shape?"),
+        ("What comes first?",),
+    ),
+    "last": (
+        ("Which shape appears last?", "What appears last?", "Which shape comes last?", "What is the last shape?"),
+        ("What comes last?",),
+    ),
+    "which_first": (
+        ("Which appears first, {the} or {the2}?", "What comes first, {the} or {the2}?",
+         "Which shape appears first, {the} or {the2}?"),
+        ("Which comes first, {the} or {the2}?",),
+    ),
+    "before": (
+        ("Does {the} appear before {the2}?", "Is {the} there before {the2}?", "Do you see {the} before {the2}?"),
+        ("Does {the} come before {the2}?",),
+    ),
+    "order": (
+        ("In which order do the shapes appear?", "In what order do the shapes come?", "List the shapes in order."),
+        ("In what order do the shapes appear?",),
+    ),
+    "describe": (
+        ("Describe the {m} with times.", "What happens, and when?", "Tell me what happens with times.",
+         "List what is shown with times.", "Describe everything and when."),
+        ("Describe what happens with times.",),
+    ),
+    "motion": (
+        ("How does {the} move?", "What does {the} do?"),
+        ("How does {the} move in the {m}?",),
+    ),
+    "turn_when": (
+        ("When does {the} turn {c}?", "When does {the} change its colour?", "When does {the} become {c}?"),
+        ("When does {the} change to {c}?",),
+    ),
+    "turn_to": (
+        ("What colour does {the} turn?", "What colour does {the} change to?", "Which colour does {the} become?"),
+        ("Which colour does {the} turn?",),
+    ),
+    "collide": (
+        ("When do {the} and {the2} collide?", "When do {the} and {the2} hit each other?", "When does {the} hit {the2}?"),
+        ("When does {the} collide with {the2}?",),
+    ),
+    "digit": (
+        ("What digit is shown?", "Which digit is in the {m}?", "What number can you see?", "Which digit can you see?",
+         "What is the digit?", "Which number is shown?"),
+        ("Which digit is shown?", "What digit is in the {m}?"),
+    ),
+    "digit_when": (
+        ("When is the digit shown?", "When does the digit appear?", "When can you see the digit?",
+         "When is the number visible?"),
+        ("When is the digit visible?",),
+    ),
+    "digit_presence": (
+        ("Is there a digit?", "Can you see a digit?", "Is there a digit in the {m}?"),
+        ("Do you see a digit?",),
+    ),
+    "beep_when": (
+        ("When is the beep?", "When do you hear the beep?", "When is there a beep?", "When can you hear a beep?"),
+        ("When do you hear a beep?",),
+    ),
+    "beep_count": (
+        ("How many beeps are there?", "How many beeps do you hear?", "Count the beeps."),
+        ("How many beeps can you hear?",),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer.
+
+    Attributes:
+        kind: Key of `PHRASINGS`.
+        question: As the user asks it.
+        answer: The true answer, times as ``{t:...}`` marks.
+        spans: True spans (s) behind the answer, if it has any.
+        items: What a correct answer must name, for kinds scored as sets.
+        choices: How many answers are equally likely a priori (chance level = 1 / choices), 0 if that makes no sense.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    spans: tuple[Span, ...] = field(default=())
+    items: tuple[str, ...] = field(default=())
+    choices: int = 0
+
+
+def article(noun: str) -> str:
+    """``noun`` with its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(shape: str) -> str:
+    """More than one ``shape``."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def span_words(span: Span) -> str:
+    """For example "from {t:3.00} to {t:7.50}"."""
+    return f"from {{t:{span.start:.2f}}} to {{t:{span.end:.2f}}}"
+
+
+def at_words(second: float) -> str:
+    """For example "at {t:3.00}"."""
+    return f"at {{t:{second:.2f}}}"
+
+
+class Asker:
+    """Asks about one scene.
+
+    Args:
+        scene: What is asked about.
+        rng: Chooses phrasings, things and order.
+        split: "train" or "heldout" (its own phrasings, all colour-shape pairs).
+        still: The scene is shown as one picture.
+    """
+
+    def __init__(self, scene: Scene, rng: np.random.Generator, *, split: str, still: bool) -> None:
+        self.scene, self.rng, self.split, self.still = scene, rng, split, still
+        self.seen = scene.appearances()
+
+    def turns(self, most: int, kinds: tuple[str, ...] | None = None) -> list[Turn]:
+        """Up to ``most`` different questions in random order; ``kinds`` restricts them."""
+        found = [turn for turn in self.every() if kinds is None or turn.kind in kinds]
+        return [found[i] for i in self.rng.permutation(len(found))[:most]]
+
+    def every(self) -> list[Turn]:
+        """Every kind of question that makes sense here, those about single things once or twice."""
+        turns = [self._list(), self._count(), self._count_shape(), self._count_colour()]
+        turns += [self._presence(True), self._presence(False), *self._attributes()]
+        turns += self._digits()
+        if self.still:
+            return turns + self._where()
+        turns += [*self._when(), *self._order(), *self._motion(), *self._turn(), *self._collision(), *self._beeps()]
+        return [*turns, self._describe()]
+
+    # -- phrasing ------------------------------------------------------------------------------------------------------
+
+    def _turn_of(self, kind: str, answer: str, **details: object) -> Turn:
+        words = {key: str(details.pop(key)) for key in ("a", "the", "the2", "c", "s", "ss") if key in details}
+        phrasings = PHRASINGS[kind][1 if self.split == "heldout" else 0]
+        medium = "picture" if self.still else ("video", "clip")[int(self.rng.integers(2))]
+        question = phrasings[int(self.rng.integers(len(phrasings)))].format(m=medium, **words)
+        return Turn(kind, question, answer, **details)  # type: ignore[arg-type]
+
+    def _pick(self, appearances: list[Appearance], most: int = 1) -> list[Appearance]:
+        return [appearances[i] for i in self.rng.permutation(len(appearances))[:most]]
+
+    def _steady(self) -> list[Appearance]:
+        """Appearances of shapes that never change colour."""
+        return [a for a in self.seen if a.thing.turns is None]
+
+    # -- what there is -------------------------------------------------------------------------------------------------
+
+    def _list(self) -> Turn:
+        items = tuple(article(a.noun) for a in self.seen)
+        return self._turn_of("list", ", ".join(items), items=items, choices=0)
+
+    def _attributes(self) -> list[Turn]:
+        shapes, colours = Counter(a.shape for a in self.seen), Counter(a.colour for a in self.seen)
+        turns = [self._turn_of("colour", a.colour, s=a.shape, items=(a.colour,), choices=len(COLOURS))
+                 for a in self._pick([a for a in self._steady() if shapes[a.shape] == 1], 2)]  # fmt: skip
+        named = self._pick([a for a in self._steady() if colours[a.colour] == 1], 2)
+        for a in named:
+            answer = article(a.shape)
+            turns.append(self._turn_of("shape", answer, c=a.colour, items=(answer,), choices=len(SHAPES)))
+        return turns
+
+    def _count(self) -> Turn:
+        return self._turn_of("count", NUMBERS[len(self.scene.shapes)], choices=4)
+
+    def _count_shape(self) -> Turn:
+        shape = self._some([a.shape for a in self.seen], SHAPES)
+        count = sum(thing.shape == shape for thing in self.scene.shapes)
+        return self._turn_of("count_shape", NUMBERS[count], ss=plural(shape), choices=5)
+
+    def _count_colour(self) -> Turn:
+        colour = self._some([a.colour for a in self.seen], tuple(COLOURS))
+        count = len({id(a.thing) for a in self.seen if a.colour == colour})
+        return self._turn_of("count_colour", NUMBERS[count], c=colour, choices=5)
+
+    def _some(self, present: list[str], every: tuple[str, ...]) -> str:
+        """Something present two times out of three, else anything."""
+        pool = present if self.rng.random() < 0.67 else list(every)
+        return pool[int(self.rng.integers(len(pool)))]
+
+    def _presence(self, yes: bool) -> Turn:
+        there = {(a.shape, a.colour) for a in self.seen}
+        if yes:
+            shape, colour = sorted(there)[int(self.rng.integers(len(there)))]
+        else:
+            shape, colour = self._absent(there)
+        noun = article(f"{colour} {shape}")
+        return self._turn_of("presence", "yes" if yes else "no", a=noun, choices=2)
+
+    def _absent(self, there: set[tuple[str, str]]) -> tuple[str, str]:
+        """A pair that is not there; half of the time with a shape or a colour that is."""
+        absent = [pair for pair in pairs(self.split) if pair not in there]
+        near = [p for p in absent if any(p[0] == shape or p[1] == colour for shape, colour in there)]
+        pool = near if near and self.rng.random() < 0.5 else absent
+        return pool[int(self.rng.integers(len(pool)))]
+
+    def _where(self) -> list[Turn]:
+        turns = []
+        for a in self._pick(self.seen, 2):
+            x, y = a.thing.track.at(0.0)
+            words = " ".join(w for w in (_third(y, "top", "bottom"), _third(x, "left", "right")) if w)
+            if "?" not in words:
+                answer = f"at the {words}" if words else "in the middle"
+                turns.append(self._turn_of("where", answer, the=f"the {a.noun}", choices=9))
+        return turns
+
+    def _digits(self) -> list[Turn]:
+        turns = []
+        for thing in self.scene.digits:
+            turns += [self._turn_of("digit", thing.shape, items=(thing.shape,), choices=10)]
+            if not self.still:
+                turns.append(self._turn_of("digit_when", span_words(thing.visible), spans=(thing.visible,)))
+        if self.rng.random() < 0.3:
+            turns.append(self._turn_of("digit_presence", "yes" if self.scene.digits else "no", choices=2))
+        return turns
+
+    # -- when ----------------------------------------------------------------------------------------------------------
+
+    def _when(self) -> list[Turn]:
+        turns = []
+        for a in self._pick(self.seen, 3):
+            words = {"a": article(a.noun), "the": f"the {a.noun}"}
+            turns.append(self._turn_of("when", span_words(a.span), spans=(a.span,), **words))
+        gone = [a for a in self._steady() if a.span.end < self.scene.duration]
+        turns += [self._turn_of("end", at_words(a.span.end), the=f"the {a.noun}", spans=(Span(a.span.end, a.span.end),))
+                  for a in self._pick(gone)]  # fmt: skip
+        return turns
+
+    def _describe(self) -> Turn:
+        items = tuple(article(a.noun) for a in self.seen)
+        parts = [f"{noun} {span_words(a.span)}" for noun, a in zip(items, self.seen, strict=True)]
+        return self._turn_of("describe", ", ".join(parts), spans=tuple(a.span for a in self.seen), items=items)
+
+    def _order(self) -> list[Turn]:
+        steady = self._steady()
+        if len(steady) < 2 or len(steady) != len(self.seen):
+            return []
+        turns = []
+        first, second, last = steady[0], steady[1], steady[-1]
+        if first.span.start < second.span.start:
+            turns.append(self._turn_of("first", article(first.noun), items=(article(first.noun),), choices=len(steady)))
+        if last.span.start > steady[-2].span.start:
+            turns.append(self._turn_of("last", article(last.noun), items=(article(last.noun),), choices=len(steady)))
+        if all(a.span.start < b.span.start for a, b in zip(steady[:-1], steady[1:], strict=True)):
+            items = tuple(article(a.noun) for a in steady)
+            turns.append(self._turn_of("order", ", ".join(items), items=items))
+        one, two = self._pick(steady, 2)
+        if one.span.start != two.span.start:
+            words = {"the": f"the {one.noun}", "the2": f"the {two.noun}"}
+            earlier = one if one.span.start < two.span.start else two
+            turns.append(self._turn_of("which_first", f"the {earlier.noun}", choices=2, **words))
+            turns.append(self._turn_of("before", "yes" if earlier is one else "no", choices=2, **words))
+        return turns
+
+    def _motion(self) -> list[Turn]:
+        return [self._turn_of("motion", _MOVES[a.thing.track.motion], the=f"the {a.noun}", choices=len(_MOVES))
+                for a in self._pick(self._steady())]  # fmt: skip
+
+    def _turn(self) -> list[Turn]:
+        turns = []
+        for thing in self.scene.shapes:
+            if thing.turns is not None:
+                second, colour = thing.turns
+                the, change = f"the {thing.colour} {thing.shape}", Span(second, second)
+                turns.append(self._turn_of("turn_when", at_words(second), the=the, c=colour, spans=(change,)))
+                turns.append(self._turn_of("turn_to", colour, the=the, items=(colour,), choices=len(COLOURS)))
+        return turns
+
+    def _collision(self) -> list[Turn]:
+        if self.scene.collision is None:
+            return []
+        second, one, two = self.scene.collision
+        words = {"the": f"the {one.colour} {one.shape}", "the2": f"the {two.colour} {two.shape}"}
+        return [self._turn_of("collide", at_words(second), spans=(Span(second, second),), **words)]
+
+    def _beeps(self) -> list[Turn]:
+        beeps = self.scene.beeps
+        if not beeps:
+            return []
+        turns = [self._turn_of("beep_count", NUMBERS[len(beeps)], choices=3)]
+        if len(beeps) == 1:
+            turns.append(self._turn_of("beep_when", span_words(beeps[0].span), spans=(beeps[0].span,)))
+        return turns
+
+
+def _third(value: float, low: str, high: str) -> str:
+    """``low``, nothing or ``high`` for the three thirds of the frame; "?" close to a border of two thirds."""
+    if min(abs(value - 0.36), abs(value - 0.64)) < 0.04:
+        return "?"
+    return low if value < 0.36 else high if value > 0.64 else ""
+

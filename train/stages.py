@@ -1,0 +1,312 @@
+"""Recipes and stages: what a training run is, as data. Dataclass = YAML = command line.
+
+A recipe names a model and a list of stages; each stage starts from the weights the previous one left. Any field can be overridden by its
+dotted path, stages by name or by number: ``python -m train tiny seed=3 stages.sft.steps=20 stages.0.data.args.size=64``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class Call:
+    """Something to be called: a dotted path and keyword arguments. In YAML a bare string is a call without arguments.
+
+    Attributes:
+        call: ``package.module:name``. For a model also a preset, a folder or a hub id; for a plugin also a registered name.
+        args: Keyword arguments.
+    """
+
+    call: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Stage:
+    """One stage of a curriculum.
+
+    Attributes:
+        name: Short name; appears in logs, checkpoints and override paths.
+        trainable: Learning rate by module path prefix (``mm_projector``) or pattern (``*.lora_*``). The last entry that matches a
+            parameter counts; 0 freezes. Everything that no entry matches is frozen.
+        data: Makes the dataset. Receives ``seed``, ``processor``, ``frames`` and ``seq_len`` too if it has arguments of that name.
+        steps: Optimizer steps.
+        batch_size: Samples per optimizer step, over all processes and accumulation steps together.
+        grad_accum: Micro-batches per process and step; more of them need less memory and give the same result.
+        seq_len: Longest example, tokens. A longer one counts as unusable (see ``max_bad``).
+        frames: Frames per video; None leaves it to the processor.
+        rope_theta: New rotary base of the language model, for context extension.
+        schedule: Learning rate after the warm-up.
+        warmup: Linear warm-up; below 1 a fraction of ``steps``, from 1 on a number of steps.
+        min_lr: Where ``cosine`` and ``linear`` end, as a fraction of the learning rate.
+        weight_decay: AdamW weight decay of parameters with two dimensions or more.
+        betas: AdamW betas.
+        grad_clip: Largest gradient norm; 0 turns clipping off.
+        dtype: Precision of the forward pass (``bf16`` is autocast; weights and optimizer stay as they are).
+        gradient_checkpointing: Recompute activations in the backward pass.
+        group_by_length: Batch samples of similar length; the dataset needs a ``lengths`` attribute.
+        max_bad: Share of samples that may be unusable (unreadable, too long, without a target) before training stops.
+            An unusable sample is replaced by its neighbour, named in the log and counted.
+        collate: Makes a batch of a list of examples; default: the processor's ``collate``, or padding.
+        plugins: Plugins of `vlm.plugins`, applied in order.
+    """
+
+    name: str
+    trainable: dict[str, float]
+    data: Call
+    steps: int
+    batch_size: int = 8
+    grad_accum: int = 1
+    seq_len: int = 2048
+    frames: int | None = None
+    rope_theta: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.03
+    min_lr: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    group_by_length: bool = False
+    max_bad: float = 0.0
+    collate: Call | None = None
+    plugins: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_not_none(self)
+        for name in ("steps", "batch_size", "grad_accum", "seq_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must be at least 1")
+        for name in ("warmup", "min_lr", "weight_decay", "grad_clip", "max_bad"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must not be negative")
+        for pattern, lr in self.trainable.items():
+            if not 0 <= lr < float("inf"):
+                raise ConfigError(f"stages.{self.name}.trainable.{pattern}={lr} must be a finite learning rate, 0 to freeze")
+        if self.batch_size % self.grad_accum:
+            raise ConfigError(
+                f"stages.{self.name}.batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum}: "
+                "batch_size counts the samples of a whole optimizer step"
+            )
+
+
+@dataclass
+class Recipe:
+    """One training run.
+
+    Attributes:
+        model: A preset, folder or hub id for `vlm.load`, or ``package.module:function`` that returns a model, a pair
+            (model, processor) or an object with these two attributes.
+        stages: The curriculum, in order.
+        out: Folder for checkpoints, logs and the result.
+        init: Folder of trained parts to start from (``final`` of another run).
+        seed: Decides data order, initialisation and dropout.
+        save: ``trainable`` keeps what any stage has trained so far, ``all`` the whole model.
+        save_every: Steps between checkpoints.
+        keep: How many checkpoint versions to keep, at least 2.
+        resume: Go on from the newest sound checkpoint in ``out``; without it an ``out`` that has checkpoints is refused.
+        until: Stop after the stage of this name.
+        nan: What to do when loss or gradient is not finite: ``stop``, or ``skip`` the update and go on.
+        workers: Processes that prepare data; 0 uses one thread of the training process.
+        prefetch: Micro-batches prepared ahead (per worker).
+        report_to: Trackers known to accelerate, by name (tensorboard, wandb, trackio, ...).
+        log_every: Steps between log records.
+        progress: Show a progress bar.
+        device: ``auto`` takes an accelerator if there is one.
+        timeout: Seconds after which a collective operation between processes gives up.
+    """
+
+    model: Call
+    stages: list[Stage]
+    out: str
+    init: str | None = None
+    seed: int = 0
+    save: Literal["trainable", "all"] = "trainable"
+    save_every: int = 200
+    keep: int = 2
+    resume: bool = True
+    until: str | None = None
+    nan: Literal["stop", "skip"] = "stop"
+    workers: int = 1
+    prefetch: int = 2
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    log_every: int = 1
+    progress: bool = True
+    device: Literal["auto", "cpu"] = "auto"
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        _check_not_none(self)
+        names = [s.name for s in self.stages]
+        if not names:
+            raise ConfigError("stages: a recipe needs at least one stage")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"stages: names must differ, got {names}")
+        if self.until is not None and self.until not in names:
+            raise ConfigError(f"until={self.until!r} is not a stage of this recipe; stages: {', '.join(names)}")
+        if self.keep < 2:
+            raise ConfigError(f"keep={self.keep} must be at least 2: a damaged newest checkpoint falls back to the one before")
+        for name in ("save_every", "log_every", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must not be negative")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-ready data, every default filled in."""
+        return asdict(self)
+
+
+def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file, apply ``key=value`` overrides and check everything.
+
+    Args:
+        recipe: Path of a YAML file, or the name of a shipped recipe (``tiny``).
+        overrides: Dotted paths with YAML values, e.g. ``["out=runs/a", "stages.align.trainable.mm_projector=1e-3"]``.
+
+    Raises:
+        ConfigError: The file is missing or is no YAML, a key is unknown or a value has the wrong type; the message names the key.
+    """
+    import yaml
+
+    path = _find(recipe)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping with model, stages and out; got {type(tree).__name__}")
+    for override in overrides or []:
+        _override(tree, override)
+    try:
+        return parse_recipe(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """Turn nested data into a checked `Recipe`.
+
+    Raises:
+        ConfigError: Names the key that is unknown, missing or of the wrong type.
+    """
+    tree = dict(tree)
+    stages = tree.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
+        raise ConfigError("stages: a recipe needs a list of stages, each a mapping")
+    tree["model"] = _as_call(tree["model"]) if "model" in tree else {}
+    tree["stages"] = [_normal_stage(s) for s in stages]
+    for number, stage in enumerate(tree["stages"]):
+        _parse(Stage, stage, where=f"stages.{stage.get('name', number)}.")
+    return typing.cast(Recipe, _parse(Recipe, tree))
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    for candidate in (path, RECIPES / f"{recipe}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"no recipe {str(recipe)!r}: neither a file nor one of the shipped ones ({', '.join(shipped_recipes())})")
+
+
+def _as_call(value: Any) -> Any:
+    return {"call": value} if isinstance(value, str) else value
+
+
+def _normal_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    """Bare strings become calls; learning rates such as ``1e-3``, a string in YAML 1.1, become numbers."""
+    stage = dict(stage)
+    for key in ("data", "collate"):
+        if key in stage:
+            stage[key] = _as_call(stage[key])
+    if isinstance(stage.get("plugins"), list):
+        stage["plugins"] = [_as_call(p) for p in stage["plugins"]]
+    return stage
+
+
+def _parse(cls: type, tree: dict[str, Any], *, where: str = "") -> Any:
+    """jsonargparse on a dataclass, with its errors said in one line that starts with the key."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, None)
+    try:
+        return cls(**vars(parser.instantiate(parser.parse_object(tree))))
+    except (argparse.ArgumentError, TypeError, AttributeError) as error:
+        raise ConfigError(where + _one_line(str(error), {f.name for f in fields(cls)})) from error
+
+
+def _one_line(message: str, known: set[str]) -> str:
+    """``Parser key "steps":\\n  Expected ...`` -> ``steps: Expected ...``."""
+    lines = [line.strip() for line in message.splitlines() if "class_path" not in line]
+    text = " ".join(lines).replace('Parser key "', "").replace('":', ":")
+    if "not accepted" in text or "not accept" in text:
+        text += f" (known keys: {', '.join(sorted(known))})"
+    return text
+
+
+def _check_not_none(config: Any) -> None:
+    hints = typing.get_type_hints(type(config))
+    for key, hint in hints.items():
+        optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        if getattr(config, key) is None and not optional:
+            raise ConfigError(f"{key}: a value is needed, got null")
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one ``a.b.0.c=value`` in the tree; list items are found by number or by their ``name``/``call``."""
+    import yaml
+
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = path.split(".")
+    node: Any = tree
+    for key in parents:
+        node = _step_into(node, key, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"override {override!r}: {'.'.join(parents)!r} is a value, not a mapping")
+
+
+def _step_into(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        position = _position(node, key, override)
+        node[position] = child = _as_call(node[position])
+        return child
+    if isinstance(node, dict):
+        node[key] = child = _as_call(node[key]) if node.get(key) is not None else {}
+        return child
+    raise ConfigError(f"override {override!r}: {key!r} is inside a plain value")
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name", item.get("call", "")) if isinstance(item, dict) else str(item) for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise ConfigError(f"override {override!r}: no item {key!r}; there are {', '.join(names)} (or 0 to {len(items) - 1})")

@@ -1,0 +1,238 @@
+"""The command line: ``vlm VERB ...``. Each verb is a few lines that call the library; a user's mistake ends in one line, not a traceback."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm.errors import VLMError
+
+EXIT_USER_ERROR = 2
+
+
+def chat(
+    video: str | None = None,
+    ask: str | None = None,
+    *,
+    model: str = "smol",
+    image: str | None = None,
+    audio: str | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Ask a video a question; without a question, talk about it until an empty line.
+
+    Args:
+        video: Video file or folder of frames.
+        ask: The question.
+        model: ``smol``, ``nano``, a folder or a hub id.
+        image: Picture to ask about instead.
+        audio: Sound file to ask about instead.
+        num_frames: Frames to look at (default 64).
+        fps: Frames per second to look at, instead of num_frames.
+        start: Begin of the window, seconds.
+        end: End of the window, seconds.
+        max_new_tokens: Longest answer, tokens.
+        temperature: 0 always gives the same answer.
+        picture: Write the sampled frames with the answer's span marked to this PNG.
+        json: Print the reply as JSON.
+    """
+    from vlm.presets import load
+    from vlm.report import print_json, print_reply, save_strip
+
+    if video is None and image is None and audio is None and ask is not None:
+        print("(no video, image or audio given: answering from the text alone)", file=sys.stderr)
+    assistant = load(model)
+    conversation = assistant.conversation()
+    media: dict[str, Any] = {"video": video, "image": image, "audio": audio}
+    window = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+    question = ask
+    while question or (ask is None and (question := _read_question())):
+        shown = _Growing(enabled=ask is None and not json)
+        for text in conversation.stream(question, **media, **window, max_new_tokens=max_new_tokens, temperature=temperature):
+            shown.update(text)
+        shown.end()
+        reply = conversation.reply
+        if reply is None:
+            return
+        print_json(question, reply) if json else print_reply(question, reply, with_text=ask is not None)
+        if picture is not None and conversation.video is not None:
+            print(f"picture  {save_strip(conversation.video, reply, picture, question=question)}")
+        media, window = {}, {}
+        if ask is not None:
+            return
+        question = None
+
+
+class _Growing:
+    """Prints a text that grows, without repeating what is already on the screen."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled, self.shown = enabled, ""
+
+    def update(self, text: str) -> None:
+        if self.enabled and text.startswith(self.shown):
+            print(text[len(self.shown) :], end="", flush=True)
+            self.shown = text
+
+    def end(self) -> None:
+        if self.enabled:
+            print()
+
+
+def _read_question() -> str | None:
+    try:
+        return input("> ").strip() or None
+    except EOFError:
+        return None
+
+
+def info(model: str = "smol", *, frames: int = 64, json: bool = False) -> None:
+    """What a model is made of: parameters, tokens per frame, memory for a number of frames.
+
+    Args:
+        model: ``smol``, ``nano``, a folder or a hub id.
+        frames: Number of frames to count memory for.
+        json: Print JSON.
+    """
+    from vlm.presets import load
+    from vlm.report import model_facts, print_facts
+
+    print_facts(model_facts(load(model), frames=frames), as_json=json)
+
+
+def env(*, json: bool = False) -> None:
+    """Versions, decoders and devices, for a bug report.
+
+    Args:
+        json: Print JSON.
+    """
+    from vlm.report import environment, print_facts
+
+    print_facts(environment(), as_json=json)
+
+
+def fetch(*names: str) -> None:
+    """Fetch and convert what a preset needs, so that later commands start at once.
+
+    Args:
+        names: Presets; default ``smol``.
+    """
+    from vlm.presets import PRESETS, _resolve
+    from vlm.presets.smol import whisper
+
+    for name in names or ("smol",):
+        if name not in PRESETS:
+            raise VLMError(f"{name!r} is not a preset; presets: {PRESETS}")
+        _resolve(name)
+        if name == "smol":
+            whisper()
+        print(f"{name} is ready")
+
+
+def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
+    """Run a training recipe: ``vlm train RECIPE key=value ...``.
+
+    Args:
+        recipe: YAML file, or the name of a shipped recipe.
+        overrides: ``key=value``, dotted keys reach inside stages.
+        dry_run: Print trainable parameters, tokens and memory, and stop.
+    """
+    from train import main as run
+
+    run(recipe, list(overrides), dry_run=dry_run)
+
+
+def evaluate(task: str, *options: str, model: str = "", limit: int | None = None, out: Path = Path("docs/results")) -> None:
+    """Score a model: ``vlm eval basics``, ``vlm eval shapes``, ``vlm eval niah``.
+
+    Args:
+        task: Which evaluation.
+        options: ``key=value`` options of that evaluation.
+        model: ``smol``, ``nano``, a folder or a hub id; default: the one the evaluation is made for.
+        limit: Fewer items, for a quick look.
+        out: Folder for the JSON and the plots.
+    """
+    from eval import run_task
+
+    run_task(task, model=model or None, limit=limit, out=out, options=list(options))
+
+
+def demo(*, model: str = "smol", host: str = "127.0.0.1", port: int = 7860, share: bool = False) -> None:
+    """Open the chat in a browser (Gradio).
+
+    Args:
+        model: ``smol``, ``nano``, a folder or a hub id.
+        host: Address to listen on.
+        port: Port to listen on.
+        share: Ask Gradio for a public link.
+    """
+    from demo import launch
+
+    launch(model=model, host=host, port=port, share=share)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "chat": chat,
+    "info": info,
+    "env": env,
+    "fetch": fetch,
+    "train": train,
+    "eval": evaluate,
+    "demo": demo,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--version"]:
+        from vlm import __version__
+
+        print(f"vlm {__version__}")
+        return 0
+    try:
+        _dispatch(arguments)
+    except VLMError as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nvlm: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return
+    if verb not in VERBS:
+        raise VLMError(f"there is no verb {verb!r}; verbs: {', '.join(VERBS)}")
+    warnings.formatwarning = lambda message, category, *_: f"vlm: {message}\n"
+    from vlm.arguments import call_with
+
+    call_with(VERBS[verb], arguments[1:], prog=f"vlm {verb}")
+
+
+def _overview() -> str:
+    lines = ["usage: vlm VERB ...   (vlm VERB --help tells its options)", ""]
+    for verb, function in VERBS.items():
+        lines.append(f"  {verb:7} {(function.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Token-by-token generation with a reusable cache: what `Chat` streams from.
+
+`generate()` of transformers stays available on the model; this loop exists because a conversation needs to stop at any token, keep its
+cache for the next question, and know when the first token came. Shape legend: L prompt tokens, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from vlm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus mass, in (0, 1].
+        repetition_penalty: Divides the logits of tokens already generated; 1 is off.
+        seed: For temperature > 0.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature} is negative; use 0 for greedy decoding")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} is not in (0, 1]")
+
+
+@dataclass
+class DecodeState:
+    """What one conversation has already read: cache, ids behind it, timings of the last call (seconds)."""
+
+    cache: Cache = field(default_factory=DynamicCache)
+    ids: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the generation config's, the tokenizer's end of sequence, and ChatML's end of turn."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+    vocab = tokenizer.get_vocab()
+    ids |= {vocab[t] for t in ("<|im_end|>", "<|eot_id|>", "<|endoftext|>") if t in vocab}
+    return {int(i) for i in ids if i is not None}
+
+
+@torch.inference_mode()
+def stream_ids(
+    model: Any,
+    state: DecodeState,
+    embeds_1LD: torch.Tensor,
+    new_ids: list[int],
+    *,
+    stop_ids: set[int],
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+) -> Iterator[int]:
+    """Read ``new_ids`` (their embeddings are ``embeds_1LD``) after what ``state`` holds, then yield one id at a time.
+
+    ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later.
+    """
+    sampling = sampling or Sampling()
+    generator = torch.Generator().manual_seed(sampling.seed)
+    began = time.perf_counter()
+    output = _advance(model, state, inputs_embeds=embeds_1LD)
+    state.ids += new_ids
+    state.seconds["prefill"] = time.perf_counter() - began
+    began = time.perf_counter()
+    produced: list[int] = []
+    for _ in range(max_new_tokens):
+        token = _choose(output.logits[0, -1].float(), produced, sampling, generator)
+        produced.append(token)
+        if token in stop_ids:
+            break
+        yield token
+        output = _advance(model, state, input_ids=torch.tensor([[token]], device=embeds_1LD.device))
+        state.ids.append(token)
+    state.seconds["generate"] = time.perf_counter() - began
+
+
+def _advance(model: Any, state: DecodeState, **inputs: torch.Tensor) -> Any:
+    return model.language_model(**inputs, past_key_values=state.cache, use_cache=True, logits_to_keep=1)
+
+
+def _choose(logits: torch.Tensor, produced: list[int], sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.repetition_penalty != 1.0 and produced:
+        seen = torch.tensor(sorted(set(produced)), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    ordered, order = probabilities.sort(descending=True)
+    ordered[(ordered.cumsum(-1) - ordered) >= sampling.top_p] = 0.0
+    return int(order[torch.multinomial(ordered.cpu(), 1, generator=generator)])

@@ -1,0 +1,299 @@
+"""One open video stream that yields the frames shown at given times, decoding as little as exactness allows.
+
+How: a seek to the keyframe before the target, then packets in decoding order. Because `dts <= pts` for every packet, a
+packet's successor on the screen is known once the read-ahead has passed it, so it is known *before* decoding which
+packets carry wanted frames. Other frames that no frame refers to (H.264 says so in each packet) are skipped inside the
+decoder, and the decoder is drained right after the last wanted packet instead of being fed further.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from vlm.errors import MediaError
+from vlm.media.limits import Deadline, MediaLimits
+from vlm.media.source import Source
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame, VideoStream
+    from av.container import InputContainer
+
+_JUMP_SECONDS = 2.0  # without an index, targets further apart than this are reached by a seek
+_HOLD_SECONDS = 1.0  # how long a last frame may stay on screen after a clean end of file
+
+
+class Cursor:
+    """Frames of one video stream by time. Used by one thread at a time.
+
+    Args:
+        container: An open container; the cursor closes it.
+        stream: Its video stream.
+        source: Name for messages.
+        limits: Checked for every frame.
+        deadline: Checked for every packet.
+
+    Attributes:
+        damaged: Packets the decoder refused so far.
+        missing: Target times (ticks) for which the file holds no frame because it ends early.
+        last_end: Ticks at which the last frame read before an early end stops being shown.
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, source: Source, limits: MediaLimits, deadline: Deadline
+    ) -> None:
+        self.container = container
+        self.stream = stream
+        self.base = stream.time_base or Fraction(1)
+        self.damaged = 0
+        self.missing: list[int] = []
+        self.last_end: int | None = None
+        self._source = source
+        self._limits = limits
+        self._deadline = deadline
+        self._cut = False  # the demuxer reported an error, not an end
+        self._seekable = True
+        self._decoder = stream.codec_context
+        self._decoder.options = {"max_pixels": str(limits.max_pixels)}
+        self._droppable = self._decoder.name == "h264"
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self._tick = max(1, round(1 / (rate * self.base)))  # ticks of one frame, for streams that give no times
+
+    def close(self) -> None:
+        """Close the container."""
+        self.container.close()
+
+    def use_threads(self, count: int) -> None:
+        """Decode with `count` threads (one is cheapest in CPU time); must be called before the first frame."""
+        self._decoder.thread_type = "AUTO" if count > 1 else "NONE"
+        self._decoder.thread_count = count
+
+    # ---------------------------------------------------------------- targets -> frames
+
+    def frames_at(self, ticks: Sequence[int]) -> Iterator[VideoFrame]:
+        """The frame being shown at each of the ascending `ticks`: the one with the largest pts <= tick.
+
+        A tick before the first frame gives the first frame. Ticks after an early end are added to `missing`; nothing
+        is yielded for them.
+        """
+        for group in self.groups(ticks):
+            yield from self._pick(group)
+
+    def _pick(self, ticks: Sequence[int]) -> Iterator[VideoFrame]:
+        current: VideoFrame | None = None
+        done = 0
+        for frame in self._run(ticks):
+            while done < len(ticks) and pts_of(frame) > ticks[done]:
+                yield current or frame
+                done += 1
+            if done == len(ticks):
+                return
+            current = frame
+        for tick in ticks[done:]:
+            if current is not None and self._covers(current, tick):
+                yield current
+            else:
+                self.missing.append(tick)
+
+    def _covers(self, frame: VideoFrame, tick: int) -> bool:
+        """Is the last frame that could be decoded the one shown at `tick`, or does the file end before?"""
+        if self._last_read is None or tick <= self._last_read:
+            return True  # packets up to the target were there; what is missing was damaged, the picture stands still
+        end = pts_of(frame) + max(frame.duration or 0, self._tick)
+        self.last_end = max(end, self.last_end or end)
+        hold = 0 if self._cut or self._index_goes_on() else round(_HOLD_SECONDS / self.base)
+        return tick <= end + hold
+
+    def _index_goes_on(self) -> bool:
+        """True if the container lists frames after the last packet that could be read: the file was cut off."""
+        index = self.stream.index_entries
+        return self._last_dts is not None and len(index) > 0 and index[len(index) - 1].timestamp > self._last_dts
+
+    def groups(self, ticks: Sequence[int]) -> list[list[int]]:
+        """Cut ascending target times where a seek saves decoding: at another keyframe (or, without index, at a gap)."""
+        groups: list[list[int]] = []
+        previous: tuple[int, int] | None = None
+        jump = round(_JUMP_SECONDS / self.base)
+        index = self.stream.index_entries
+        for tick in ticks:
+            key = index.search_timestamp(tick, backward=True) if len(index) else -1
+            same = previous is not None and (key == previous[0] if key >= 0 else tick - previous[1] <= jump)
+            if same:
+                groups[-1].append(tick)
+            else:
+                groups.append([tick])
+            previous = key, tick
+        return groups
+
+    def frames_between(self, first: int, last: int) -> Iterator[VideoFrame]:
+        """All frames shown in [first, last) ticks, in order, starting with the one shown at `first`."""
+        waiting: VideoFrame | None = None
+        for frame in self._decode_all(self._seek(first)):
+            pts = pts_of(frame)
+            if pts >= last:
+                break
+            if pts <= first:
+                waiting = frame
+                continue
+            if waiting is not None:
+                yield waiting
+                waiting = None
+            yield frame
+        if waiting is not None:
+            yield waiting
+        if self._last_dts is not None and self._last_dts < last and (self._cut or self._index_goes_on()):
+            self.missing.append(last)
+
+    def keyframe_at(self, tick: int) -> VideoFrame | None:
+        """The nearest keyframe at or before `tick`, or the first one; None if it cannot be decoded."""
+        self._decoder.skip_frame = "NONKEY"
+        for packet in self._seek(tick):
+            for frame in [*self._decode(packet), *self._decode(None)]:
+                return frame
+            self._decoder.flush_buffers()
+        return None
+
+    # ---------------------------------------------------------------- packets -> frames
+
+    def _run(self, ticks: Sequence[int]) -> Iterator[VideoFrame]:
+        """Decode from the keyframe before ``ticks[0]`` until the frames for all `ticks` have come out."""
+        for packet, wanted, done in self._plan(self._seek(ticks[0]), ticks):
+            self._decoder.skip_frame = "DEFAULT" if wanted or not self._droppable else "NONREF"
+            yield from self._decode(packet)
+            if done:
+                break
+        yield from self._decode(None)
+
+    def _plan(self, packets: Iterator[Packet], ticks: Sequence[int]) -> Iterator[tuple[Packet, bool, bool]]:
+        """Tell for each packet, in decoding order, whether a target needs its frame and whether it is the last such."""
+        ahead: deque[Packet] = deque()
+        shown: list[int] = []  # pts of all packets read, ascending
+        open_targets = len(ticks)
+
+        def judge(packet: Packet) -> tuple[Packet, bool, bool]:
+            nonlocal open_targets
+            begin = packet.pts or 0
+            place = bisect_right(shown, begin)
+            low = bisect_left(ticks, begin) if bisect_left(shown, begin) else 0
+            high = bisect_left(ticks, shown[place]) if place < len(shown) else len(ticks)
+            open_targets -= max(0, high - low)
+            return packet, high > low, open_targets <= 0
+
+        for packet in packets:
+            if packet.pts is None or packet.dts is None:  # a container without times: decode everything
+                yield from ((waiting, True, False) for waiting in [*ahead, packet])
+                ahead.clear()
+                open_targets = 1 << 62
+                continue
+            ahead.append(packet)
+            insort(shown, packet.pts)
+            while ahead and self._settled(shown, ahead[0].pts or 0, packet.dts):
+                yield judge(ahead.popleft())
+        for packet in ahead:
+            yield judge(packet)
+
+    @staticmethod
+    def _settled(shown: list[int], pts: int, dts: int) -> bool:
+        """Is the successor of `pts` on screen known, given that packets still to come have pts >= `dts`?"""
+        place = bisect_right(shown, pts)
+        return place < len(shown) and shown[place] <= dts
+
+    def _decode_all(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
+        self._decoder.skip_frame = "DEFAULT"
+        for packet in packets:
+            yield from self._decode(packet)
+        yield from self._decode(None)
+
+    def _decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """Frames that come out after feeding one packet (None drains). Damaged packets are counted and left out."""
+        import av
+
+        try:
+            frames = self._decoder.decode(packet)
+        except av.error.EOFError:
+            return []
+        except (av.FFmpegError, MemoryError):
+            self.damaged += 1
+            return []
+        for frame in frames:
+            self._limits.check_pixels(self._source.name, frame.width, frame.height)
+            if frame.pts is None:
+                frame.pts = 0 if self._clock is None else self._clock + self._tick
+            self._clock = frame.pts
+        return frames
+
+    # ---------------------------------------------------------------- bytes -> packets
+
+    def _seek(self, tick: int) -> Iterator[Packet]:
+        """Packets in decoding order from a keyframe that is shown at or before `tick` (or from the start)."""
+        start = self.stream.start_time or 0
+        target, step = max(tick, start), round(1 / self.base)
+        while self._seekable and target > start:
+            packets = self._packets_from(target)
+            first = next((p for p in packets if p.is_keyframe), None)
+            if first is not None and (first.pts is None or first.pts <= tick):
+                return _chain(first, packets)
+            if first is not None and first.dts is not None and first.dts <= target:
+                target = first.dts - 1  # containers seek by decoding time, which comes before the time on screen
+            else:
+                target, step = target - step, step * 2
+        return self._packets_from(min(start, 0) if self._seekable else None)
+
+    def _packets_from(self, target: int | None) -> Iterator[Packet]:
+        import av
+
+        self._clock: int | None = None
+        self._last_dts: int | None = None
+        self._last_read: int | None = None
+        self._cut = False
+        try:
+            if target is not None:
+                self.container.seek(target, stream=self.stream, backward=True)
+        except (av.FFmpegError, OSError):
+            self._seekable = False
+        if not self._seekable:
+            self._rewind()
+        return self._packets()
+
+    def _rewind(self) -> None:
+        """Start over in a stream without seeking; harmless if nothing has been read yet."""
+        import av
+
+        from vlm.media.source import open_container
+
+        if self._source.reopenable:
+            self.container.close()
+            self.container = open_container(self._source, self._limits)
+            self.stream = self.container.streams.video[self.stream.index] if False else self.container.streams.video[0]
+            self._decoder = self.stream.codec_context
+        else:
+            raise MediaError(self._source.name, f"cannot be rewound ({av.__name__} finds no way to seek in it)")
+
+    def _packets(self) -> Iterator[Packet]:
+        import av
+
+        try:
+            for packet in self.container.demux(self.stream):
+                self._deadline.check(self._source.name)
+                if packet.size == 0 and packet.pts is None:
+                    return
+                if packet.dts is not None:
+                    self._last_dts = max(packet.dts, self._last_dts or packet.dts)
+                if packet.pts is not None:
+                    self._last_read = max(packet.pts, self._last_read or packet.pts)
+                yield packet
+        except av.FFmpegError:
+            self._cut = True
+
+
+def pts_of(frame: VideoFrame) -> int:
+    """Presentation time of a frame in ticks; the cursor has filled in missing ones."""
+    return frame.pts or 0
+
+
+def _chain(first: Packet, rest: Iterator[Packet]) -> Iterator[Packet]:
+    yield first
+    yield from rest

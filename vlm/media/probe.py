@@ -1,0 +1,121 @@
+"""Facts about a file from its container: stream choice, clock, duration."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from vlm.errors import MediaError
+from vlm.media.limits import Deadline, MediaLimits
+from vlm.media.source import Source
+
+if TYPE_CHECKING:
+    from av import AudioStream, VideoStream
+    from av.container import InputContainer
+
+_ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover art of a song
+
+
+def video_stream(container: InputContainer, source: Source) -> VideoStream:
+    """The main video stream.
+
+    Raises:
+        MediaError: There is none, or no decoder for it.
+    """
+    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
+        raise MediaError(source.name, f"has no video stream (streams: {kinds})")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    check_decoder(stream, source)
+    return stream
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The main sound track, None if there is none."""
+    return container.streams.audio[0] if container.streams.audio else None
+
+
+def check_decoder(stream: VideoStream | AudioStream, source: Source) -> None:
+    """Raise `MediaError` if nothing decodes the stream or its clock is unusable."""
+    if stream.codec_context is None:
+        raise MediaError(source.name, f"has a {stream.type} stream in a format that no decoder is known for")
+    if not stream.time_base:
+        raise MediaError(source.name, f"has a {stream.type} stream without a time base")
+
+
+def presentation_zero(container: InputContainer, video: VideoStream | None) -> Fraction:
+    """Container time in seconds at which a player's clock shows 0.
+
+    That is the earlier of the first video frame and the first audible sound. Sound before 0 is the encoder's priming,
+    which is not presented, and therefore does not count.
+    """
+    starts = []
+    if video is not None and video.start_time is not None and video.time_base:
+        starts.append(video.start_time * video.time_base)
+    audio = audio_stream(container)
+    if audio is not None and audio.start_time is not None and audio.time_base:
+        starts.append(max(audio.start_time * audio.time_base, Fraction(0)))
+    return min(starts, default=Fraction(0))
+
+
+def stated_end(container: InputContainer, stream: VideoStream | AudioStream) -> Fraction | None:
+    """Container time in seconds at which the container says the stream ends; None if it does not say."""
+    base = stream.time_base or Fraction(0)
+    begin = (stream.start_time or 0) * base
+    if stream.duration is not None and stream.duration > 0:
+        return begin + stream.duration * base
+    tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska's per-stream duration
+    if tag:
+        return max(tag, begin)
+    if container.duration is not None and container.duration > 0:
+        return Fraction((container.start_time or 0) + container.duration, 1_000_000)
+    return None
+
+
+def scanned_end(container: InputContainer, stream: VideoStream | AudioStream, deadline: Deadline) -> Fraction | None:
+    """Container time in seconds at which the stream ends, by reading (not decoding) all of its packets."""
+    import av
+
+    end, name = None, container.name
+    try:
+        for packet in container.demux(stream):
+            deadline.check(name)
+            if packet.pts is not None and packet.time_base:
+                last = (packet.pts + (packet.duration or 0)) * packet.time_base
+                end = last if end is None else max(end, last)
+    except av.FFmpegError:
+        pass  # a cut file: what was read up to here is its length
+    return end
+
+
+def find_duration(
+    container: InputContainer,
+    stream: VideoStream | AudioStream,
+    zero: Fraction,
+    source: Source,
+    limits: MediaLimits,
+    deadline: Deadline,
+) -> float | None:
+    """Seconds from `zero` to the end of the stream, checked against the limits; None if nothing tells.
+
+    Reads through the file if its header does not state a duration (for instance recordings made by a browser); the
+    caller has to seek before it reads on.
+    """
+    end = stated_end(container, stream)
+    if end is None:
+        end = scanned_end(container, stream, deadline)
+    if end is None:
+        return None
+    seconds = float(end - zero)
+    limits.check_seconds(source.name, seconds)
+    return max(seconds, 0.0)
+
+
+def _parse_clock(text: str) -> Fraction | None:
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)\0*", text.strip())
+    if match is None:
+        return None
+    return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])

@@ -1,0 +1,144 @@
+"""Content parts -> prepared media: pixels or features, frame edges in seconds, shots. Used by the processor only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm.encoders.audio import log_mel
+from vlm.errors import ConfigError
+from vlm.media import Audio, Video, load_audio, load_image, load_video
+from vlm.time.shots import find_shots
+
+DEFAULT_FRAMES = 64
+
+
+@dataclass
+class Medium:
+    """One prepared medium of a conversation.
+
+    Attributes:
+        kind: ``image``, ``video``, ``audio`` or ``transcript``.
+        ids: Token ids it occupies in the text (placeholders and time words).
+        duration: Seconds.
+        num_frames: Frames (images and videos) or encoder states kept (audio).
+        edges: ``[T+1]`` seconds; frame i covers ``edges[i]..edges[i+1]``.
+        spans: ``[N, 2]`` seconds covered by each visual token.
+        segments: Frames per shot, for pooling mode ``segments``.
+        pixel_values: ``[T, 3, H, W]`` normalised, or vision_features ``[T, P, E]``.
+        mel: ``[mel, frames]`` log-mel spectrogram.
+        start: Seconds by which times of this medium are shifted (a window that does not begin at 0).
+    """
+
+    kind: str
+    ids: list[int] = field(default_factory=list)
+    duration: float = 0.0
+    num_frames: int = 0
+    edges: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    segments: list[int] | None = None
+    pixel_values: torch.Tensor | None = None
+    vision_features: torch.Tensor | None = None
+    mel: torch.Tensor | None = None
+    start: float = 0.0
+    frames: np.ndarray | None = None
+    timestamps: np.ndarray | None = None
+
+
+def normalise(frames: np.ndarray, pixels: dict[str, Any]) -> torch.Tensor:
+    """``uint8 [T, H, W, 3]`` -> float32 ``[T, 3, S, S]``: resized to the tower's square input, then ``(x/255 - mean) / std``."""
+    size = int(pixels["image_size"])
+    x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    if x.shape[-2:] != (size, size):
+        x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 255)
+    mean = torch.tensor(list(pixels["image_mean"])).view(1, 3, 1, 1)
+    std = torch.tensor(list(pixels["image_std"])).view(1, 3, 1, 1)
+    return (x / 255.0 - mean) / std
+
+
+def frame_edges(timestamps: np.ndarray, duration: float) -> np.ndarray:
+    """Edges ``[T+1]`` in seconds: halfway between neighbouring timestamps, 0 and ``duration`` at the ends."""
+    middle = (timestamps[1:] + timestamps[:-1]) / 2
+    return np.concatenate([[0.0], np.clip(middle, 0.0, duration), [duration]])
+
+
+def prepare_video(part: dict[str, Any], pixels: dict[str, Any], pooling: dict[str, Any], options: dict[str, Any]) -> Medium:
+    """A video part: a `Video`, anything `load_video` takes, or precomputed ``features`` with ``timestamps`` and ``duration``."""
+    if "features" in part:
+        return _from_features(part, pooling)
+    source = part.get("video", part.get("path", part.get("url")))
+    if source is None:
+        raise ConfigError(f"a video part needs 'video' (a path, bytes, frames or a Video) or 'features'; got keys {sorted(part)}")
+    if not isinstance(source, Video):
+        wanted = {k: v for k, v in options.items() if v is not None}
+        wanted |= {k: part[k] for k in ("num_frames", "fps", "start", "end") if part.get(k) is not None}
+        if "fps" not in wanted:
+            wanted.setdefault("num_frames", DEFAULT_FRAMES)
+        source = load_video(source, **wanted)
+    return video_medium(source, pixels, pooling)
+
+
+def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) -> Medium:
+    """A loaded `Video` -> `Medium`; times become relative to the window that was asked for."""
+    duration = video.end - video.start
+    timestamps = np.clip(video.timestamps - video.start, 0.0, duration)
+    segments = find_shots(video.frames, **pooling.get("shots", {})) if pooling["mode"] == "segments" else None
+    return Medium(
+        kind="video",
+        duration=duration,
+        num_frames=len(video.frames),
+        edges=frame_edges(timestamps, duration),
+        segments=segments,
+        pixel_values=normalise(video.frames, pixels),
+        start=video.start,
+        frames=video.frames,
+        timestamps=video.timestamps,
+    )
+
+
+def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
+    features = torch.as_tensor(np.asarray(part["features"]))
+    duration = float(part["duration"])
+    timestamps = np.asarray(part["timestamps"], dtype=np.float64)
+    if len(timestamps) != len(features):
+        raise ConfigError(f"a video part has {len(features)} frames of features but {len(timestamps)} timestamps")
+    segments = list(part["segments"]) if pooling["mode"] == "segments" else None
+    return Medium(
+        kind="video",
+        duration=duration,
+        num_frames=len(features),
+        edges=frame_edges(timestamps, duration),
+        segments=segments,
+        vision_features=features,
+        timestamps=timestamps,
+    )
+
+
+def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
+    """An image part: a path, bytes, a PIL image or an array ``uint8 [H, W, 3]``; or precomputed ``features`` ``[P, E]``."""
+    if "features" in part:
+        features = torch.as_tensor(np.asarray(part["features"]))[None]
+        return Medium(kind="image", num_frames=1, vision_features=features)
+    source = part.get("image", part.get("path", part.get("url")))
+    if source is None:
+        raise ConfigError(f"an image part needs 'image' (a path, bytes or an array); got keys {sorted(part)}")
+    array = source if isinstance(source, np.ndarray) else load_image(source)
+    return Medium(kind="image", num_frames=1, pixel_values=normalise(array[None], pixels), frames=array[None])
+
+
+def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:
+    """An audio part for the feature path: log-mel of one window, and the number of encoder states that are really sound."""
+    source = part.get("audio", part.get("path", part.get("url")))
+    if source is None:
+        raise ConfigError(f"an audio part needs 'audio' (a path or an Audio); got keys {sorted(part)}")
+    audio = source if isinstance(source, Audio) else load_audio(source, rate=int(ears["rate"]))
+    if audio.rate != int(ears["rate"]):
+        raise ConfigError(f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate")
+    window = float(ears.get("window", 30.0))
+    mel = log_mel(audio.samples.mean(0), rate=audio.rate, num_mel_bins=int(ears["num_mel_bins"]), seconds=window)
+    seconds = min(audio.duration, window)
+    states = max(1, int(np.ceil(seconds * 50 / int(ears["stride"]))))
+    return Medium(kind="audio", mel=mel, num_frames=states, duration=audio.duration, start=audio.start)

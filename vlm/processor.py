@@ -1,0 +1,338 @@
+"""`VLMProcessor`: chat messages -> tensors, and generated ids -> a `Reply`'s text and spans.
+
+One rule keeps prompts safe and prefixes stable: the chat template is rendered with private marks in place of every content, split at
+those marks, and each piece is tokenised alone. User text is tokenised with control tokens switched off, so it can forge neither media
+placeholders nor turn markers; the ids of a conversation are always a prefix of the ids of the longer conversation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from vlm.config import VLMConfig
+from vlm.errors import ConfigError
+from vlm.prepare import Medium, prepare_audio, prepare_images, prepare_video
+from vlm.time.codec import TimeCodec, make_codec
+from vlm.time.slowfast import Pooler, make_pooler
+
+MEDIA_TOKENS = ("<image>", "<video>", "<audio>")
+_MARK = re.compile("\ue000(\\d+)\ue001")
+_TIME_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)\}")
+_FALLBACK_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@dataclass
+class Prompt:
+    """One conversation as ids, with what the media need.
+
+    Attributes:
+        ids: Token ids, media placeholders expanded.
+        labels: Same length; -100 except on assistant turns (their text and the token that ends the turn).
+        media: Prepared media in reading order.
+        spans: ``[N, 2]`` seconds covered by each visual token, in order.
+        duration: Seconds of the first video (0 without one); times in the text refer to it.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+    duration: float = 0.0
+
+    @property
+    def spans(self) -> np.ndarray:
+        parts = [m.spans for m in self.media if m.kind != "audio"]
+        return np.concatenate(parts) if parts else np.zeros((0, 2))
+
+
+class VLMProcessor(ProcessorMixin):
+    """Messages in, tensors out; generated ids in, text and spans out.
+
+    Args:
+        tokenizer: A fast tokenizer that already has the media and time tokens (see `for_config`).
+        pixels: ``image_size``, ``image_mean``, ``image_std``.
+        layout: ``token_grid`` (rows, columns of tokens per frame), ``pooling`` and ``time`` as in `VLMConfig`.
+        ears: Options of the audio input (``mode``, ``rate``, ...) or None.
+        chat_template: Overrides the tokenizer's template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixels: dict[str, Any] | None = None,
+        layout: dict[str, Any] | None = None,
+        ears: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.pixels = dict(pixels or {})
+        self.layout = dict(layout or {})
+        self.ears = dict(ears) if ears else None
+        missing = [k for k in ("token_grid", "pooling", "time") if k not in self.layout]
+        if missing:
+            raise ConfigError(f"processor layout lacks {missing}; build it with VLMProcessor.for_config(config, tokenizer)")
+
+    @classmethod
+    def for_config(
+        cls, config: VLMConfig, tokenizer: PreTrainedTokenizerBase, token_grid: tuple[int, int], *, chat_template: str | None = None
+    ) -> VLMProcessor:
+        """Processor that matches a model: adds missing media and time tokens to ``tokenizer`` and writes their ids into ``config``.
+
+        Args:
+            token_grid: `VLMForConditionalGeneration.token_grid`.
+        """
+        time = {k: v for k, v in config.time.items() if k not in ("codec", "interleave")}
+        add_tokens(tokenizer, make_codec(config.time["codec"], **time))
+        ids = [tokenizer.convert_tokens_to_ids(t) for t in MEDIA_TOKENS]
+        config.image_token_id, config.video_token_id, config.audio_token_id = ids
+        vision = config.vision_config
+        ears = config.audio_config
+        return cls(
+            tokenizer,
+            pixels={"image_size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
+            layout={"token_grid": list(token_grid), "pooling": dict(config.pooling), "time": dict(config.time)},
+            ears=None if ears is None else {k: getattr(ears, k) for k in ("mode", "rate", "stride", "window", "num_mel_bins")},
+            chat_template=chat_template,
+        )
+
+    # -- what follows from the options -----------------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> TimeCodec:
+        options = {k: v for k, v in self.layout["time"].items() if k not in ("codec", "interleave")}
+        return make_codec(self.layout["time"]["codec"], **options)
+
+    @property
+    def pooler(self) -> Pooler:
+        pooling = {k: v for k, v in self.layout["pooling"].items() if k not in ("mode", "before_connector", "shots")}
+        return make_pooler(self.layout["pooling"]["mode"], **pooling)
+
+    @property
+    def template(self) -> str:
+        return self.chat_template or self.tokenizer.chat_template or _FALLBACK_TEMPLATE
+
+    def token_id(self, token: str) -> int:
+        """Id of a media token.
+
+        Raises:
+            ConfigError: The tokenizer does not have it.
+        """
+        token_id = self.tokenizer.convert_tokens_to_ids(token)
+        if token_id is None or token_id == self.tokenizer.unk_token_id:
+            raise ConfigError(f"the tokenizer has no {token!r} token; build the processor with VLMProcessor.for_config")
+        return token_id
+
+    # -- messages -> ids -------------------------------------------------------------------------------------------------------
+
+    def prompt(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **video_options: Any) -> Prompt:
+        """Ids, labels and prepared media of one conversation.
+
+        Args:
+            messages: OpenAI/HF-style messages (see `data_recipes.sample`).
+            video_options: ``num_frames``, ``fps``, ``start``, ``end``, ... of `vlm.media.load_video`, for parts given as paths.
+        """
+        contents = [_parts(m) for m in messages]
+        media = [[self._prepare(p, video_options) for p in parts] for parts in contents]
+        flat = [m for group in media for m in group if m is not None and m.kind != "text"]
+        duration = next((m.duration for m in flat if m.kind == "video"), next((m.duration for m in flat), 0.0))
+        out = Prompt(media=[m for m in flat if m.kind != "transcript"], duration=duration)
+        rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
+        pieces = _MARK.split(rendered)
+        for i, piece in enumerate(pieces):
+            if i % 2 == 0:
+                self._append_literal(out, piece, closes_answer=i > 0 and messages[int(pieces[i - 1])]["role"] == "assistant")
+            else:
+                index = int(piece)
+                self._append_content(out, messages[index]["role"], contents[index], media[index], duration)
+        return out
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        """The chat template with a private mark in place of each message's content."""
+        marked = [{"role": m["role"], "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+        return self.tokenizer.apply_chat_template(
+            marked, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def _append_literal(self, out: Prompt, text: str, *, closes_answer: bool) -> None:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if closes_answer and not ids and self.tokenizer.eos_token_id is not None:
+            ids = [self.tokenizer.eos_token_id]
+        out.ids += ids
+        out.labels += [ids[0]] + [-100] * (len(ids) - 1) if closes_answer and ids else [-100] * len(ids)
+
+    def _append_content(
+        self, out: Prompt, role: str, parts: list[dict[str, Any]], media: list[Medium | None], duration: float
+    ) -> None:
+        for part, medium in zip(parts, media, strict=True):
+            ids = self.text_ids(part["text"], duration) if medium is None else medium.ids
+            out.ids += ids
+            out.labels += ids if role == "assistant" else [-100] * len(ids)
+
+    def text_ids(self, text: str, duration: float = 0.0) -> list[int]:
+        """Ids of untrusted text: control tokens in it stay plain text; ``{t:12.3}`` marks become the codec's words."""
+        codec = self.codec
+        text = _TIME_MARK.sub(lambda m: codec.encode(float(m[1]), duration or float(m[1]) or 1.0), text)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+
+    def _time_ids(self, seconds: float, duration: float) -> list[int]:
+        return self.text_ids(f"{{t:{max(0.0, seconds):.3f}}}", duration) if self.layout["time"].get("interleave") else []
+
+    def _prepare(self, part: dict[str, Any], video_options: dict[str, Any]) -> Medium | None:
+        kind = part["type"]
+        if kind == "text":
+            return None
+        if kind == "video":
+            medium = prepare_video(part, self.pixels, self.layout["pooling"], video_options)
+        elif kind == "image":
+            medium = prepare_images(part, self.pixels)
+        elif kind == "audio":
+            return self._prepare_audio(part)
+        elif kind == "transcript":
+            return self._prepare_transcript(part)
+        else:
+            raise ConfigError(f"content part type {kind!r} is not one of text, image, video, audio, transcript")
+        self._lay_out(medium)
+        return medium
+
+    def _lay_out(self, medium: Medium) -> None:
+        """Fill ``medium.ids`` and ``medium.spans``: placeholders in groups, with the time before each group if configured."""
+        grid = tuple(self.layout["token_grid"])
+        if medium.kind == "image":
+            count = grid[0] * grid[1]
+            medium.ids = [self.token_id("<image>")] * count
+            medium.spans = np.zeros((count, 2))
+            return
+        pooler, video = self.pooler, self.token_id("<video>")
+        medium.spans = pooler.spans(medium.edges, grid, medium.segments)
+        ids: list[int] = []
+        first = 0
+        for count in pooler.groups(medium.num_frames, grid, medium.segments):
+            ids += self._time_ids(float(medium.spans[first, 0]), medium.duration) + [video] * count
+            first += count
+        medium.ids = ids + self._time_ids(medium.duration, medium.duration)
+
+    def _prepare_audio(self, part: dict[str, Any]) -> Medium:
+        if not self.ears or self.ears["mode"] != "features":
+            raise ConfigError("this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead")
+        medium = prepare_audio(part, self.ears)
+        medium.ids = [self.token_id("<audio>")] * medium.num_frames
+        return medium
+
+    def _prepare_transcript(self, part: dict[str, Any]) -> Medium:
+        """What was heard, as text with times: ``{"pieces": [(start, end, text), ...], "duration": seconds}``."""
+        duration = float(part["duration"])
+        ids = self.text_ids("\nHeard: ")
+        for start, end, text in part["pieces"]:
+            ids += self._time_ids(start, duration) + self.text_ids(f"{text}") + self._time_ids(end, duration)
+        if not part["pieces"]:
+            ids += self.text_ids("nothing")
+        return Medium(kind="transcript", ids=ids + self.text_ids("\n"), duration=duration)
+
+    # -- ids -> tensors --------------------------------------------------------------------------------------------------------
+
+    def __call__(self, messages: Any = None, *, add_generation_prompt: bool = True, **video_options: Any) -> BatchFeature:
+        """Batch for `generate`: one conversation or a list of them, padded on the left.
+
+        Returns:
+            BatchFeature with ``input_ids``, ``attention_mask`` ``[B, L]`` and the media tensors of `VLMForConditionalGeneration.forward`.
+        """
+        video_options.pop("return_tensors", None)
+        batch = messages if messages and isinstance(messages[0], list) else [messages]
+        prompts = [self.prompt(m, add_generation_prompt=add_generation_prompt, **video_options) for m in batch]
+        out = self.collate([self.tensors(p) for p in prompts], padding_side="left")
+        out.pop("labels")
+        return BatchFeature(out)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
+        """transformers' entry point: text when ``tokenize=False``, else the same batch as calling the processor."""
+        add = bool(kwargs.get("add_generation_prompt", False))
+        if tokenize:
+            return self(conversation, add_generation_prompt=add, **(kwargs.get("processor_kwargs") or {}))
+        texts = ["".join(p.get("text", f"<{p['type']}>") for p in _parts(m)) for m in conversation]
+        rendered = self.render(conversation, add_generation_prompt=add)
+        return _MARK.sub(lambda m: texts[int(m[1])], rendered)
+
+    def training_example(self, messages: list[dict[str, Any]], **video_options: Any) -> dict[str, Any]:
+        """Tensors of one conversation with labels on assistant turns only (their text and the token that ends each)."""
+        return self.tensors(self.prompt(messages, add_generation_prompt=False, **video_options))
+
+    @staticmethod
+    def tensors(prompt: Prompt) -> dict[str, Any]:
+        """`Prompt` -> unpadded tensors; `collate` joins several."""
+        out: dict[str, Any] = {"input_ids": torch.tensor(prompt.ids), "labels": torch.tensor(prompt.labels)}
+        visual = [m for m in prompt.media if m.kind != "audio"]
+        for name in ("pixel_values", "vision_features"):
+            values = [getattr(m, name) for m in visual if getattr(m, name) is not None]
+            if values:
+                out[name] = torch.cat(values)
+        if visual:
+            if "pixel_values" in out and "vision_features" in out:
+                raise ConfigError("one conversation mixes raw media and precomputed features; use one of them")
+            out["frames_per_medium"] = torch.tensor([m.num_frames for m in visual])
+            out["is_video"] = torch.tensor([m.kind == "video" for m in visual])
+            out["segments"] = [m.segments for m in visual]
+        heard = [m for m in prompt.media if m.kind == "audio"]
+        if heard:
+            out["mel"] = torch.stack([m.mel for m in heard])
+            out["audio_lengths"] = torch.tensor([m.num_frames for m in heard])
+        return out
+
+    def collate(self, examples: list[dict[str, Any]], *, padding_side: str = "right") -> dict[str, Any]:
+        """Pad the text and join the media of several examples into one batch."""
+        longest = max(len(e["input_ids"]) for e in examples)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
+
+        def padded(key: str, value: int) -> torch.Tensor:
+            rows = [torch.full((longest,), value) for _ in examples]
+            for row, example in zip(rows, examples, strict=True):
+                tokens = example[key]
+                where = slice(longest - len(tokens), None) if padding_side == "left" else slice(0, len(tokens))
+                row[where] = tokens
+            return torch.stack(rows)
+
+        examples = [{**e, "mask": torch.ones_like(e["input_ids"])} for e in examples]
+        out: dict[str, Any] = {"input_ids": padded("input_ids", pad), "attention_mask": padded("mask", 0)}
+        out["labels"] = padded("labels", -100)
+        for key in ("pixel_values", "vision_features", "frames_per_medium", "is_video", "mel", "audio_lengths"):
+            values = [e[key] for e in examples if key in e]
+            if values:
+                out[key] = torch.cat(values)
+        if "frames_per_medium" in out:
+            out["segments"] = [s for e in examples for s in e.get("segments", [])]
+        return out
+
+    # -- ids -> words ----------------------------------------------------------------------------------------------------------
+
+    def decode_reply(self, ids: list[int] | torch.Tensor) -> str:
+        """Generated ids as text, end-of-turn tokens dropped, time tokens kept."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    out = []
+    for part in parts:
+        if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            raise ConfigError(f"a text part needs a string under 'text', got {part.get('text')!r}")
+        out.append(part)
+    return out
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, codec: TimeCodec) -> int:
+    """Add missing media tokens (special) and time tokens (ordinary, so they survive decoding); returns how many were new."""
+    special = [t for t in MEDIA_TOKENS if t not in tokenizer.get_vocab()]
+    added = tokenizer.add_tokens(special, special_tokens=True) if special else 0
+    times = [t for t in codec.tokens() if t not in tokenizer.get_vocab()]
+    return added + (tokenizer.add_tokens(times) if times else 0)
+
+
+AutoProcessor.register(VLMConfig, VLMProcessor)

@@ -1,0 +1,164 @@
+"""What people see: a reply on the terminal, the strip of sampled frames as a picture, facts about a model and the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vlm.chat import Assistant, Reply
+    from vlm.prepare import Medium
+    from vlm.time.span import Span
+
+_PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "accelerate", "peft", "timm", "open_clip_torch", "av")
+_PACKAGES += ("torchcodec", "decord", "decord2", "diffusers", "deepspeed", "flash-attn", "gradio", "safetensors", "numpy")
+
+
+def clock(seconds: float) -> str:
+    """``75.25`` -> ``1:15.2``; below a minute ``15.2 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def print_reply(question: str, reply: Reply, *, with_text: bool = True) -> None:
+    """Question, answer, spans, token counts and timings."""
+    usage = reply.usage
+    if with_text:
+        print(f"question {question}\nanswer   {reply.text}")
+    if reply.spans:
+        print("spans    " + ", ".join(f"{clock(s.start)} to {clock(s.end)}" for s in reply.spans))
+    print(
+        f"tokens   {usage.prompt_tokens} read ({usage.media_tokens} visual from {usage.frames} frames), "
+        f"{usage.reused_tokens} reused, {usage.completion_tokens} written"
+    )
+    order = ("decode", "encode", "prefill", "generate", "first_token")
+    print("seconds  " + ", ".join(f"{k.replace('_', ' ')} {usage.seconds[k]:.2f}" for k in order if k in usage.seconds))
+
+
+def print_json(question: str, reply: Reply) -> None:
+    """The whole reply as one JSON object."""
+    print(json.dumps({"question": question, **asdict(reply)}, ensure_ascii=False))
+
+
+def save_strip(video: Medium, reply: Reply, path: Path, *, question: str = "", columns: int = 8, rows: int = 2) -> Path:
+    """Picture of up to ``columns * rows`` sampled frames with their times; frames inside an answer's span are framed, and a bar shows it.
+
+    Args:
+        video: What the model saw (`Chat.video`).
+        reply: Whose spans are marked.
+        path: PNG to write.
+    """
+    from PIL import Image
+
+    strip = draw_strip(video, reply.spans, columns=columns, rows=rows, title=f"{question}  {reply.text}".strip())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(strip).save(path)
+    return path
+
+
+def draw_strip(video: Medium, spans: list[Span], *, columns: int = 8, rows: int = 2, title: str = "") -> np.ndarray:
+    """The strip as an array ``uint8 [H, W, 3]``."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    if video.frames is None or video.timestamps is None:
+        raise ValueError("a strip needs frames; this video was given as features")
+    picks = np.unique(np.linspace(0, len(video.frames) - 1, min(columns * rows, len(video.frames))).round().astype(int))
+    side, gap, head, foot = 160, 8, 30, 46
+    lines = -(-len(picks) // columns)
+    width = columns * (side + gap) + gap
+    canvas = Image.new("RGB", (width, head + lines * (side + 24) + foot), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    draw.text((gap, 7), title[: width // 7], fill="black", font=font)
+    for place, frame in enumerate(picks):
+        x, y = gap + (place % columns) * (side + gap), head + (place // columns) * (side + 24)
+        canvas.paste(Image.fromarray(video.frames[frame]).resize((side, side)), (x, y))
+        when = float(video.timestamps[frame])
+        if any(s.start <= when <= s.end for s in spans):
+            draw.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline="#d62728", width=4)
+        draw.text((x + 2, y + side + 3), clock(when), fill="black", font=font)
+    _draw_bar(draw, font, video, spans, width=width, top=head + lines * (side + 24) + 6)
+    return np.asarray(canvas)
+
+
+def _draw_bar(draw: Any, font: Any, video: Medium, spans: list[Span], *, width: int, top: int) -> None:
+    left, right = 8, width - 8
+    scale = (right - left) / max(video.duration, 1e-6)
+    draw.rectangle((left, top, right, top + 12), fill="#dddddd")
+    for span in spans:
+        a, b = (left + (t - video.start) * scale for t in (span.start, span.end))
+        draw.rectangle((a, top, max(b, a + 2), top + 12), fill="#d62728")
+    draw.text((left, top + 16), clock(video.start), fill="black", font=font)
+    last = clock(video.start + video.duration)
+    draw.text((right - draw.textlength(last, font=font), top + 16), last, fill="black", font=font)
+
+
+def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
+    """Parameters per part, tokens per frame, and bytes of weights and cache for ``frames`` frames."""
+    model, processor = assistant.model, assistant.processor
+    parts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
+    grid = tuple(processor.layout["token_grid"])
+    mode = processor.layout["pooling"]["mode"]
+    pooler = processor.pooler
+    shots = [frames // 8] * 8 if mode == "segments" and frames >= 8 else [frames]
+    groups = pooler.groups(frames, grid, shots if mode == "segments" else None)
+    tokens = sum(groups) + (len(groups) + 1 if processor.layout["time"].get("interleave") else 0)
+    text = model.config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = next(model.parameters()).element_size()
+    cache = 2 * text.num_hidden_layers * heads * head_dim * size * tokens
+    return {
+        "model": assistant.name,
+        "parameters": sum(parts.values()),
+        **{f"parameters of {n}": c for n, c in parts.items() if c},
+        "language model": f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}",
+        "vision tower": f"{model.config.vision_config.name}, grid {model.vision_tower.grid}, width {model.vision_tower.out_dim}",
+        "tokens per frame before pooling": grid[0] * grid[1],
+        "pooling": mode + (" (counted for 8 shots)" if mode == "segments" else ""),
+        f"tokens for {frames} frames": tokens,
+        "bytes of weights": sum(parts.values()) * size,
+        f"bytes of cache for {frames} frames": cache,
+        "time codec": processor.layout["time"]["codec"],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages that matter, video back ends that work, devices."""
+    import torch
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    from vlm.media.backends import usable_backends
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "vlm": importlib.metadata.version("vlm"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": torch.get_num_threads(),
+        **versions,
+        "video back ends": ", ".join(usable_backends()),
+        "devices": ", ".join(devices) or "cpu",
+    }
+
+
+def print_facts(facts: dict[str, Any], *, as_json: bool = False) -> None:
+    """Two columns, or JSON."""
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    width = max(len(k) for k in facts)
+    for key, value in facts.items():
+        print(f"{key:{width}}  {value:,}" if isinstance(value, int) else f"{key:{width}}  {value}")
