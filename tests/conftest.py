@@ -40,7 +40,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real H.264 file of 2 s: 20 frames of 96x64; frame i is grey of brightness 10 * i, and there is a 440 Hz tone."""
+    """A real H.264 file of 2 s: 20 frames of 96x64, frame i grey of brightness 10 * i, with a 440 Hz tone."""
     from vlm.media import Audio, write_video
 
     frames = np.full((20, 64, 96, 3), 0, np.uint8) + (10 * np.arange(20, dtype=np.uint8))[:, None, None, None]

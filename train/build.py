@@ -46,9 +46,15 @@ def call(spec: Call, *, where: str, **context: Any) -> Any:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [] if open_ended else [name for name in spec.args if name not in parameters]
     if unknown:
-        raise ConfigError(f"{where}.args.{unknown[0]}: {spec.call} has no such argument; it has {', '.join(parameters)}")
+        raise ConfigError(
+            f"{where}.args.{unknown[0]}: {spec.call} has no such argument; it has {', '.join(parameters)}"
+        )
     given = {**{k: v for k, v in context.items() if k in parameters}, **spec.args}
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     missing = [name for name in required if name not in given]
     if missing:
         raise ConfigError(f"{where}.args.{missing[0]}: {spec.call} needs this argument")
@@ -56,7 +62,9 @@ def call(spec: Call, *, where: str, **context: Any) -> Any:
 
 
 def build_model(recipe: Recipe) -> tuple[nn.Module, Any]:
-    """Model and processor (None if there is none) of a recipe. The random state decides fresh weights: seed it before."""
+    """Model and processor (None if there is none) of a recipe. The random state decides fresh weights: seed it
+    before.
+    """
     if ":" in recipe.model.call:
         built = call(recipe.model, where="model", seed=recipe.seed)
     else:
@@ -78,7 +86,9 @@ def build_dataset(stage: Stage, *, seed: int, processor: Any) -> Any:
     where = f"stages.{stage.name}.data"
     dataset = call(stage.data, where=where, seed=seed, processor=processor, frames=stage.frames, seq_len=stage.seq_len)
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ConfigError(f"{where}.call={stage.data.call!r} returned {type(dataset).__name__}; a dataset has len() and [i]")
+        raise ConfigError(
+            f"{where}.call={stage.data.call!r} returned {type(dataset).__name__}; a dataset has len() and [i]"
+        )
     if len(dataset) == 0:
         raise ConfigError(f"{where}.call={stage.data.call!r} returned an empty dataset")
     return dataset

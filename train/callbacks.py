@@ -1,4 +1,6 @@
-"""What watches a run: progress bar, history file, trackers. A callback changes nothing; all of them live in the first process."""
+"""What watches a run: progress bar, history file, trackers. A callback changes nothing; all of them live in the first
+process.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Callback:
         """A stage begins, or goes on at ``step``."""
 
     def on_step(self, stage: Stage, record: Record) -> None:
-        """An optimizer step is done. ``record``: step (of the stage), global_step, loss, lr, grad_norm, tokens_per_s, ..."""
+        """An optimizer step is done. ``record``: step (of the stage), global_step, loss, lr, grad_norm, tokens_per_s,
+        ...
+        """
 
     def on_save(self, path: Path) -> None:
         """A checkpoint was written."""
@@ -39,7 +43,9 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm
 
         self.on_end()
-        self.bar = tqdm(total=stage.steps, initial=step, desc=stage.name, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self.bar = tqdm(
+            total=stage.steps, initial=step, desc=stage.name, unit="step", dynamic_ncols=True, smoothing=0.1
+        )
 
     def on_step(self, stage: Stage, record: Record) -> None:
         text = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['tokens_per_s']:,.0f} tok/s"
@@ -53,7 +59,9 @@ class ProgressBar(Callback):
 
 @dataclass
 class History(Callback):
-    """One JSON line per record in ``OUT/history.jsonl``. After a crash the steps done twice appear twice; they are equal."""
+    """One JSON line per record in ``OUT/history.jsonl``. After a crash the steps done twice appear twice; they are
+    equal.
+    """
 
     path: Path
     file: TextIO | None = field(default=None, repr=False)
@@ -61,6 +69,8 @@ class History(Callback):
     def on_step(self, stage: Stage, record: Record) -> None:
         if self.file is None:
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+            if _ends_torn(self.path):
+                self.file.write("\n")
         self.file.write(json.dumps(_finite(record)) + "\n")
         self.file.flush()
 
@@ -86,6 +96,12 @@ class Trackers(Callback):
 
     def on_end(self) -> None:
         self.accelerator.end_training()
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether a killed process left half a line."""
+    with open(path, "rb") as file:
+        return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
 
 
 def _finite(record: Record) -> Record:

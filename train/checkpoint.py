@@ -3,9 +3,9 @@
     OUT/checkpoints/000012-sft-400/   weights.safetensors  optimizer.safetensors  state.json  manifest.json
     OUT/checkpoints/latest            the name of the newest version
 
-A version is written into a temporary folder, every file is flushed to the disk, the manifest (size and sha256 of every file, and of itself)
-comes last, the folder is renamed, and only then does ``latest`` change, atomically. So a reader meets whole versions or none, and a version
-damaged later is recognised by its hashes and the one before is used.
+A version is written into a temporary folder, every file is flushed to the disk, the manifest (size and sha256 of every
+file, and of itself) comes last, the folder is renamed, and only then does ``latest`` change, atomically. So a reader
+meets whole versions or none, and a version damaged later is recognised by its hashes and the one before is used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Checkpoint:
     """What one version holds.
 
     Attributes:
-        state: JSON-ready numbers and words: stage, step, tokens, recipe, ...
+        state: JSON-ready: ``progress`` (stage, step, ...) and ``recipe``.
         tensors: ``{"weights": {name: tensor}, "optimizer": {name: tensor}}``.
         path: Where it was read from or written to.
     """
@@ -54,11 +54,11 @@ class Checkpoint:
 
     @property
     def stage(self) -> int:
-        return int(self.state["stage"])
+        return int(self.state["progress"]["stage"])
 
     @property
     def step(self) -> int:
-        return int(self.state["step"])
+        return int(self.state["progress"]["step"])
 
 
 @dataclass
@@ -80,7 +80,7 @@ class CheckpointStore:
             return []
         return sorted(p for p in self.folder.iterdir() if re.fullmatch(r"\d{6,}-[^.]*-\d+", p.name) and p.is_dir())
 
-    # -- writing ---------------------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------------------
 
     def save(self, label: str, checkpoint: Checkpoint) -> Path:
         """Write a new version; returns its folder.
@@ -127,8 +127,8 @@ class CheckpointStore:
         good = self.versions()
         last = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written before"
         return TrainingError(
-            f"disk full, {needed} bytes needed, {free} free in {self.folder}; {last}. Free some space (or raise the file size "
-            "limit) and start again, or set out= to another disk"
+            f"disk full, {needed} bytes needed, {free} free in {self.folder}; {last}. Free some space (or raise the "
+            "file size limit) and start again, or set out= to another disk"
         )
 
     def _prune(self) -> None:
@@ -137,7 +137,7 @@ class CheckpointStore:
             os.rename(path, doomed)
             shutil.rmtree(doomed)
 
-    # -- reading ---------------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def load(self, *, set_aside: bool = False) -> Checkpoint | None:
         """The newest sound version, or None if there is no version at all.
@@ -167,7 +167,7 @@ class CheckpointStore:
         name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
         return sorted(versions, key=lambda p: p.name != name)  # stable: the one `latest` names, then the others by age
 
-    # -- one trainer per folder --------------------------------------------------------------------------------------------------
+    # -- one trainer per folder ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -182,8 +182,9 @@ class CheckpointStore:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 file.seek(0)
+                holder = file.read().strip() or "unknown"
                 raise TrainingError(
-                    f"{self.folder} is in use by another trainer (process {file.read().strip() or 'unknown'}); set out= to another folder"
+                    f"{self.folder} is in use by another trainer (process {holder}); set out= to another folder"
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -211,7 +212,9 @@ def read_version(path: Path) -> Checkpoint:
     """
     manifest = _read_manifest(path / MANIFEST)
     if manifest["schema"] > SCHEMA:
-        raise CheckpointError(f"{path}: schema {manifest['schema']} is newer than this package's {SCHEMA}; update the package")
+        raise CheckpointError(
+            f"{path}: schema {manifest['schema']} is newer than this package's {SCHEMA}; update the package"
+        )
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():

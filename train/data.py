@@ -1,8 +1,9 @@
 """Which samples make up which batch, and their preparation ahead of time.
 
-The order is a pure function of (seed, stage, epoch, position): it depends neither on the number of processes nor on workers, and its whole
-state is one number, the optimizer step. Sample ``p`` of a run is item ``p % size`` of epoch ``p // size``'s permutation; step ``s`` takes
-samples ``s * batch_size`` up to ``(s + 1) * batch_size``, and each process takes its share of every micro-batch.
+The order is a pure function of (seed, stage, epoch, position): it depends neither on the number of processes nor on
+workers, and its whole state is one number, the optimizer step. Sample ``p`` of a run is item ``p % size`` of epoch ``p
+// size``'s permutation; step ``s`` takes samples ``s * batch_size`` up to ``(s + 1) * batch_size``, and each process
+takes its share of every micro-batch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from data_recipes.sample import Sample
+from train.stages import Stage
 from vlm.errors import ConfigError, DataError, MediaError, VLMError
 
 GROUP_BATCHES = 50
@@ -32,8 +34,8 @@ class Order:
         size: Number of samples.
         seed: Seed and whatever else tells this order from others (the stage's number).
         batch_size: Samples per optimizer step; only matters with ``lengths``.
-        lengths: Length of each sample. Given, samples of similar length share a batch: each run of 50 batches is sorted by
-            length, cut into batches, and the batches are shuffled.
+        lengths: Length of each sample. Given, samples of similar length share a batch: each run of 50 batches is sorted
+            by length, cut into batches, and the batches are shuffled.
     """
 
     size: int
@@ -41,6 +43,20 @@ class Order:
     batch_size: int = 1
     lengths: np.ndarray | None = None
     _cache: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, dataset: Any, seed: tuple[int, ...], stage: Stage) -> Order:
+        """The order of a stage.
+
+        Raises:
+            ConfigError: ``group_by_length`` is set and the dataset does not know its lengths.
+        """
+        lengths = None
+        if stage.group_by_length:
+            if not hasattr(dataset, "lengths"):
+                raise ConfigError(f"stages.{stage.name}.group_by_length: {stage.data.call} gives no `lengths`")
+            lengths = np.asarray(dataset.lengths)
+        return cls(len(dataset), seed, stage.batch_size, lengths)
 
     def index(self, position: int) -> int:
         """Dataset index of the sample at ``position`` (0 for the first one of the run)."""
@@ -58,11 +74,11 @@ class Order:
         if self.lengths is None:
             return order
         chunk = self.batch_size * GROUP_BATCHES
-        return np.concatenate([self._grouped(order[i : i + chunk], rng) for i in range(0, self.size, chunk)])
+        chunks = [order[i : i + chunk] for i in range(0, self.size, chunk)]
+        return np.concatenate([self._grouped(c, self.lengths[c], rng) for c in chunks])
 
-    def _grouped(self, chunk: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        assert self.lengths is not None
-        by_length = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
+    def _grouped(self, chunk: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        by_length = chunk[np.argsort(-lengths, kind="stable")]
         batches = [by_length[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
         whole = [batches[i] for i in rng.permutation(len(chunk) // self.batch_size)]
         return np.concatenate([*whole, *batches[len(whole) :]])
@@ -85,6 +101,23 @@ class Batch:
     targets: int
     tokens: int
     bad: list[str]
+
+
+@dataclass(frozen=True)
+class Encode:
+    """`Sample` -> example, by the processor.
+
+    Attributes:
+        processor: Has ``training_example(messages)``.
+        frames: Frames per video; None leaves it to the processor.
+    """
+
+    processor: Any
+    frames: int | None = None
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        options = {} if self.frames is None else {"num_frames": self.frames}
+        return self.processor.training_example(sample.messages, **options)
 
 
 @dataclass
@@ -115,7 +148,8 @@ class MicroBatches(torch.utils.data.Dataset):
     def __post_init__(self) -> None:
         if self.batch_size % (self.grad_accum * self.world):
             raise ConfigError(
-                f"batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum} times {self.world} processes"
+                f"batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum} times "
+                f"{self.world} processes"
             )
 
     def positions(self, item: int) -> range:
@@ -127,7 +161,7 @@ class MicroBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, item: int) -> Batch:
         bad: list[str] = []
-        examples = [self._example(self.order.index(p), bad) for p in self.positions(item)]
+        examples = [self._usable(self.order.index(p), bad) for p in self.positions(item)]
         ids = [example.pop("id") for example in examples]
         inputs = self.collate(examples)
         targets = int((inputs["labels"][:, 1:] != -100).sum())
@@ -135,24 +169,31 @@ class MicroBatches(torch.utils.data.Dataset):
         tokens = int(mask.sum()) if mask is not None else inputs["labels"].numel()
         return Batch(ids, inputs, targets, tokens, bad)
 
-    def _example(self, index: int, bad: list[str]) -> dict[str, Any]:
+    def _usable(self, index: int, bad: list[str]) -> dict[str, Any]:
         """The example at ``index``, or the nearest usable one after it."""
         for k in range(NEIGHBOURS):
             try:
-                return self._read((index + k) % self.order.size)
+                return self.example((index + k) % self.order.size)
             except (DataError, MediaError) as error:
                 bad.append(f"sample {(index + k) % self.order.size}: {error}")
         raise DataError(f"{NEIGHBOURS} samples in a row are unusable; the first: {bad[-NEIGHBOURS]}")
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def example(self, index: int) -> dict[str, Any]:
+        """The checked example at ``index`` of the dataset: ``id``, ``input_ids [L]``, ``labels [L]`` and media.
+
+        Raises:
+            DataError: It is too long or has no target.
+        """
         item = self.dataset[index]
         if isinstance(item, Sample):
             if self.encode is None:
-                raise ConfigError("the dataset gives conversations, but the model came without a processor to encode them")
+                raise ConfigError(
+                    "the dataset gives conversations, but the model came without a processor to encode them"
+                )
             example = {**self.encode(item), "id": item.id}
         else:
             example = {"id": str(index), **item}
-        length = len(example["input_ids"])
+        length = len(example.get("input_ids", example["labels"]))
         if self.max_length is not None and length > self.max_length:
             raise DataError(f"{example['id']}: {length} tokens, more than seq_len={self.max_length}")
         if not bool((example["labels"][1:] != -100).any()):
@@ -161,7 +202,9 @@ class MicroBatches(torch.utils.data.Dataset):
 
 
 def pad_and_stack(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Default batch: one-dimensional tensors are padded on the right (labels with -100, the rest with 0), others stacked."""
+    """Default batch: one-dimensional tensors are padded on the right (labels with -100, the rest with 0), others
+    stacked.
+    """
     examples = [{"attention_mask": torch.ones_like(e["input_ids"]), **e} for e in examples]
     batch = {}
     for key, first in examples[0].items():
@@ -180,7 +223,8 @@ class Prefetcher:
     Args:
         source: Where the micro-batches come from.
         start, stop: Range of items.
-        workers: Processes that prepare items; 0 uses a thread, which is enough when decoding releases the interpreter lock.
+        workers: Processes that prepare items; 0 uses a thread, which is enough when decoding releases the interpreter
+            lock.
         ahead: Items prepared ahead (per worker).
     """
 
@@ -188,7 +232,9 @@ class Prefetcher:
         self._closed = threading.Event()
         self._processes: list[Any] = []
         items = range(start, stop)
-        self._items = self._from_workers(source, items, workers, ahead) if workers else self._from_thread(source, items, ahead)
+        self._items = (
+            self._from_workers(source, items, workers, ahead) if workers else self._from_thread(source, items, ahead)
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         for item in self._items:

@@ -1,12 +1,15 @@
 """Recipes and stages: what a training run is, as data. Dataclass = YAML = command line.
 
-A recipe names a model and a list of stages; each stage starts from the weights the previous one left. Any field can be overridden by its
-dotted path, stages by name or by number: ``python -m train tiny seed=3 stages.sft.steps=20 stages.0.data.args.size=64``.
+A recipe names a model and a list of stages; each stage starts from the weights the previous one left. Any field can be
+overridden by its
+dotted path, stages by name or by number: ``python -m train tiny seed=3 stages.sft.steps=20
+    stages.0.data.args.size=64``.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -23,7 +26,8 @@ class Call:
     """Something to be called: a dotted path and keyword arguments. In YAML a bare string is a call without arguments.
 
     Attributes:
-        call: ``package.module:name``. For a model also a preset, a folder or a hub id; for a plugin also a registered name.
+        call: ``package.module:name``. For a model also a preset, a folder or a hub id; for a plugin also a registered
+            name.
         args: Keyword arguments.
     """
 
@@ -37,9 +41,10 @@ class Stage:
 
     Attributes:
         name: Short name; appears in logs, checkpoints and override paths.
-        trainable: Learning rate by module path prefix (``mm_projector``) or pattern (``*.lora_*``). The last entry that matches a
-            parameter counts; 0 freezes. Everything that no entry matches is frozen.
-        data: Makes the dataset. Receives ``seed``, ``processor``, ``frames`` and ``seq_len`` too if it has arguments of that name.
+        trainable: Learning rate by module path prefix (``mm_projector``) or pattern (``*.lora_*``). The last entry that
+            matches a parameter counts; 0 freezes. Everything that no entry matches is frozen.
+        data: Makes the dataset. Receives ``seed``, ``processor``, ``frames`` and ``seq_len`` too if it has arguments of
+            that name.
         steps: Optimizer steps.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         grad_accum: Micro-batches per process and step; more of them need less memory and give the same result.
@@ -93,7 +98,9 @@ class Stage:
                 raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must not be negative")
         for pattern, lr in self.trainable.items():
             if not 0 <= lr < float("inf"):
-                raise ConfigError(f"stages.{self.name}.trainable.{pattern}={lr} must be a finite learning rate, 0 to freeze")
+                raise ConfigError(
+                    f"stages.{self.name}.trainable.{pattern}={lr} must be a finite learning rate, 0 to freeze"
+                )
         if self.batch_size % self.grad_accum:
             raise ConfigError(
                 f"stages.{self.name}.batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum}: "
@@ -115,7 +122,8 @@ class Recipe:
         save: ``trainable`` keeps what any stage has trained so far, ``all`` the whole model.
         save_every: Steps between checkpoints.
         keep: How many checkpoint versions to keep, at least 2.
-        resume: Go on from the newest sound checkpoint in ``out``; without it an ``out`` that has checkpoints is refused.
+        resume: Go on from the newest sound checkpoint in ``out``; without it an ``out`` that has checkpoints is
+            refused.
         until: Stop after the stage of this name.
         nan: What to do when loss or gradient is not finite: ``stop``, or ``skip`` the update and go on.
         workers: Processes that prepare data; 0 uses one thread of the training process.
@@ -156,7 +164,9 @@ class Recipe:
         if self.until is not None and self.until not in names:
             raise ConfigError(f"until={self.until!r} is not a stage of this recipe; stages: {', '.join(names)}")
         if self.keep < 2:
-            raise ConfigError(f"keep={self.keep} must be at least 2: a damaged newest checkpoint falls back to the one before")
+            raise ConfigError(
+                f"keep={self.keep} must be at least 2: a damaged newest checkpoint falls back to the one before"
+            )
         for name in ("save_every", "log_every", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -176,15 +186,11 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recip
         overrides: Dotted paths with YAML values, e.g. ``["out=runs/a", "stages.align.trainable.mm_projector=1e-3"]``.
 
     Raises:
-        ConfigError: The file is missing or is no YAML, a key is unknown or a value has the wrong type; the message names the key.
+        ConfigError: The file is missing or is no YAML, a key is unknown or a value has the wrong type; the message
+            names the key.
     """
-    import yaml
-
     path = _find(recipe)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
+    tree = _yaml(path.read_bytes(), what=str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with model, stages and out; got {type(tree).__name__}")
     for override in overrides or []:
@@ -222,7 +228,24 @@ def _find(recipe: str | Path) -> Path:
     for candidate in (path, RECIPES / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"no recipe {str(recipe)!r}: neither a file nor one of the shipped ones ({', '.join(shipped_recipes())})")
+    raise ConfigError(
+        f"no recipe {str(recipe)!r}: neither a file nor one of the shipped ones ({', '.join(shipped_recipes())})"
+    )
+
+
+def _yaml(text: str | bytes, *, what: str) -> Any:
+    """Plain data of a YAML text. Numbers such as ``1e-3``, words in YAML 1.1, are numbers here, as in YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe, with one more way to write a number."""
+
+    number = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return Loader(text).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what}: not readable as YAML: {error}") from error
 
 
 def _as_call(value: Any) -> Any:
@@ -230,7 +253,7 @@ def _as_call(value: Any) -> Any:
 
 
 def _normal_stage(stage: dict[str, Any]) -> dict[str, Any]:
-    """Bare strings become calls; learning rates such as ``1e-3``, a string in YAML 1.1, become numbers."""
+    """Bare strings become calls."""
     stage = dict(stage)
     for key in ("data", "collate"):
         if key in stage:
@@ -256,6 +279,7 @@ def _one_line(message: str, known: set[str]) -> str:
     """``Parser key "steps":\\n  Expected ...`` -> ``steps: Expected ...``."""
     lines = [line.strip() for line in message.splitlines() if "class_path" not in line]
     text = " ".join(lines).replace('Parser key "', "").replace('":', ":")
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "")
     if "not accepted" in text or "not accept" in text:
         text += f" (known keys: {', '.join(sorted(known))})"
     return text
@@ -271,15 +295,10 @@ def _check_not_none(config: Any) -> None:
 
 def _override(tree: dict[str, Any], override: str) -> None:
     """Set one ``a.b.0.c=value`` in the tree; list items are found by number or by their ``name``/``call``."""
-    import yaml
-
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    value = _yaml(text, what=f"override {override!r}") if text else ""
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
@@ -304,9 +323,11 @@ def _step_into(node: Any, key: str, override: str) -> Any:
 
 
 def _position(items: list[Any], key: str, override: str) -> int:
-    names = [item.get("name", item.get("call", "")) if isinstance(item, dict) else str(item) for item in items]
+    names = [str(item.get("name", item.get("call"))) if isinstance(item, dict) else str(item) for item in items]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    raise ConfigError(f"override {override!r}: no item {key!r}; there are {', '.join(names)} (or 0 to {len(items) - 1})")
+    raise ConfigError(
+        f"override {override!r}: no item {key!r}; there are {', '.join(names)} (or 0 to {len(items) - 1})"
+    )

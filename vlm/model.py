@@ -255,10 +255,8 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             CheckpointError: Names the component (language_model, vision_tower, ...) and the keys.
         """
         want_info = kwargs.pop("output_loading_info", False)
-        try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            raise CheckpointError(f"{pretrained_model_name_or_path}: weights do not fit the config: {error}") from error
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         _check_loading(str(pretrained_model_name_or_path), info)
         return (model, info) if want_info else model
 

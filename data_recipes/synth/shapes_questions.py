@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_recipes.synth.shapes_render import COLOURS, SHAPES
-from data_recipes.synth.shapes_scene import Appearance, Scene
+from data_recipes.synth.shapes_scene import Appearance, Scene, Thing
 from data_recipes.synth.shapes_world import pairs
 from vlm.time import Span
 
@@ -98,6 +98,10 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("Describe the {m} with times.", "What happens, and when?", "Tell me what happens with times.",
          "List what is shown with times.", "Describe everything and when."),
         ("Describe what happens with times.",),
+    ),
+    "caption": (
+        ("Describe the {m}.", "Describe everything.", "Tell me what is shown.", "Tell me what you see."),
+        ("Describe what is shown.",),
     ),
     "motion": (
         ("How does {the} move?", "What does {the} do?"),
@@ -206,7 +210,7 @@ class Asker:
         turns += [self._presence(True), self._presence(False), *self._attributes()]
         turns += self._digits()
         if self.still:
-            return turns + self._where()
+            return [*turns, *self._where(), self._caption()]
         turns += [*self._when(), *self._order(), *self._motion(), *self._turn(), *self._collision(), *self._beeps()]
         return [*turns, self._describe()]
 
@@ -279,12 +283,15 @@ class Asker:
     def _where(self) -> list[Turn]:
         turns = []
         for a in self._pick(self.seen, 2):
-            x, y = a.thing.track.at(0.0)
-            words = " ".join(w for w in (_third(y, "top", "bottom"), _third(x, "left", "right")) if w)
-            if "?" not in words:
-                answer = f"at the {words}" if words else "in the middle"
-                turns.append(self._turn_of("where", answer, the=f"the {a.noun}", choices=9))
+            if place := _place(a.thing):
+                turns.append(self._turn_of("where", place, the=f"the {a.noun}", choices=9))
         return turns
+
+    def _caption(self) -> Turn:
+        """What is where, by rows of the picture."""
+        nouns = [f"the digit {t.shape}" if t.is_digit else article(f"{t.colour} {t.shape}") for t in self.scene.things]
+        parts = [f"{noun} {_place(t)}".strip() for noun, t in zip(nouns, self.scene.things, strict=True)]
+        return self._turn_of("caption", ", ".join(parts), items=tuple(nouns))
 
     def _digits(self) -> list[Turn]:
         turns = []
@@ -363,6 +370,13 @@ class Asker:
         if len(beeps) == 1:
             turns.append(self._turn_of("beep_when", span_words(beeps[0].span), spans=(beeps[0].span,)))
         return turns
+
+
+def _place(thing: Thing) -> str:
+    """In words, where a still thing is; empty if it is too close to a border of two thirds of the frame."""
+    x, y = thing.track.at(0.0)
+    words = " ".join(word for word in (_third(y, "top", "bottom"), _third(x, "left", "right")) if word)
+    return "" if "?" in words else f"at the {words}" if words else "in the middle"
 
 
 def _third(value: float, low: str, high: str) -> str:

@@ -131,7 +131,7 @@ def test_gradients_reach_every_part_and_checkpointing_does_not_change_them() -> 
     unused = [n for n, p in model.named_parameters() if n not in plain]
     assert all("vision_tower" in n for n in unused), unused
     model.zero_grad()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model(**batch).loss.backward()
     for name, parameter in model.named_parameters():
         if name in plain:

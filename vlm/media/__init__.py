@@ -1,1 +1,25 @@
-"""TODO one line."""
+"""Files, bytes and arrays in; frames with true times, images and waveforms out. All distrust of input lives here."""
+
+from __future__ import annotations
+
+from vlm.media.audio import load_audio
+from vlm.media.images import load_image
+from vlm.media.limits import MediaLimits
+from vlm.media.load import iter_video, load_video, probe
+from vlm.media.sampling import sample_times
+from vlm.media.types import Audio, Video, VideoInfo
+from vlm.media.write import write_video
+
+__all__ = [
+    "Audio",
+    "MediaLimits",
+    "Video",
+    "VideoInfo",
+    "iter_video",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "probe",
+    "sample_times",
+    "write_video",
+]

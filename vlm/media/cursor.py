@@ -12,17 +12,20 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from vlm.errors import MediaError
 from vlm.media.limits import Deadline, MediaLimits
-from vlm.media.source import Source
+from vlm.media.source import Source, open_container
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
     from av.container import InputContainer
 
 _JUMP_SECONDS = 2.0  # without an index, targets further apart than this are reached by a seek
+_ELEMENTARY = {"h264", "hevc", "m4v", "mpegvideo", "obu"}
+_LONG_GOP = 500  # packets held while looking for a later keyframe
+_KEY_TRIES = 8  # packets; a keyframe may come as two fields, or be damaged
 _HOLD_SECONDS = 1.0  # how long a last frame may stay on screen after a clean end of file
 
 
@@ -35,6 +38,7 @@ class Cursor:
         source: Name for messages.
         limits: Checked for every frame.
         deadline: Checked for every packet.
+        threads: Threads of the decoder; one is cheapest in CPU time.
 
     Attributes:
         damaged: Packets the decoder refused so far.
@@ -43,33 +47,47 @@ class Cursor:
     """
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, source: Source, limits: MediaLimits, deadline: Deadline
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        source: Source,
+        limits: MediaLimits,
+        deadline: Deadline,
+        threads: int = 1,
     ) -> None:
-        self.container = container
-        self.stream = stream
-        self.base = stream.time_base or Fraction(1)
         self.damaged = 0
         self.missing: list[int] = []
         self.last_end: int | None = None
         self._source = source
         self._limits = limits
         self._deadline = deadline
+        self._clock: int | None = None  # pts of the last frame that came out
+        self._last_dts: int | None = None  # of the packets read since the last seek
+        self._last_read: int | None = None  # largest pts of those packets
         self._cut = False  # the demuxer reported an error, not an end
-        self._seekable = True
-        self._decoder = stream.codec_context
-        self._decoder.options = {"max_pixels": str(limits.max_pixels)}
-        self._droppable = self._decoder.name == "h264"
+        self._key: VideoFrame | None = None
+        self._threads = threads
+        self._attach(container, stream.index)
+        # Elementary streams carry no times; libavformat cannot seek in them.
+        self._seekable = container.format.name not in _ELEMENTARY
+
+    def _attach(self, container: InputContainer, index: int) -> None:
+        stream = next(s for s in container.streams.video if s.index == index)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self.container = container
+        self.stream = stream
+        self.base = stream.time_base or Fraction(1)
         self._tick = max(1, round(1 / (rate * self.base)))  # ticks of one frame, for streams that give no times
+        self._decoder = stream.codec_context
+        self._decoder.options = {"max_pixels": str(self._limits.max_pixels)}
+        self._decoder.thread_type = "AUTO" if self._threads > 1 else "NONE"
+        self._decoder.thread_count = self._threads
+        self._droppable = self._decoder.name == "h264"
+        self._fresh = True
 
     def close(self) -> None:
         """Close the container."""
         self.container.close()
-
-    def use_threads(self, count: int) -> None:
-        """Decode with `count` threads (one is cheapest in CPU time); must be called before the first frame."""
-        self._decoder.thread_type = "AUTO" if count > 1 else "NONE"
-        self._decoder.thread_count = count
 
     # ---------------------------------------------------------------- targets -> frames
 
@@ -102,15 +120,24 @@ class Cursor:
         """Is the last frame that could be decoded the one shown at `tick`, or does the file end before?"""
         if self._last_read is None or tick <= self._last_read:
             return True  # packets up to the target were there; what is missing was damaged, the picture stands still
-        end = pts_of(frame) + max(frame.duration or 0, self._tick)
-        self.last_end = max(end, self.last_end or end)
+        end = self._note_end(frame)
         hold = 0 if self._cut or self._index_goes_on() else round(_HOLD_SECONDS / self.base)
         return tick <= end + hold
+
+    def _note_end(self, frame: VideoFrame) -> int:
+        end = pts_of(frame) + max(frame.duration or 0, self._tick)
+        self.last_end = max(end, self.last_end or end)
+        return end
 
     def _index_goes_on(self) -> bool:
         """True if the container lists frames after the last packet that could be read: the file was cut off."""
         index = self.stream.index_entries
         return self._last_dts is not None and len(index) > 0 and index[len(index) - 1].timestamp > self._last_dts
+
+    @property
+    def _indexed(self) -> bool:
+        """True if the container lists all frames up front (mp4 and avi do, fragments, cues and streams do not)."""
+        return 0 < self.stream.frames < 2 * len(self.stream.index_entries)
 
     def groups(self, ticks: Sequence[int]) -> list[list[int]]:
         """Cut ascending target times where a seek saves decoding: at another keyframe (or, without index, at a gap)."""
@@ -118,8 +145,11 @@ class Cursor:
         previous: tuple[int, int] | None = None
         jump = round(_JUMP_SECONDS / self.base)
         index = self.stream.index_entries
+        listed = len(index) > 0 and (self._indexed or self.container.format.name.startswith("matroska"))
+        if not self._seekable:
+            return [list(ticks)]
         for tick in ticks:
-            key = index.search_timestamp(tick, backward=True) if len(index) else -1
+            key = index.search_timestamp(tick, backward=True) if listed else -1
             same = previous is not None and (key == previous[0] if key >= 0 else tick - previous[1] <= jump)
             if same:
                 groups[-1].append(tick)
@@ -131,8 +161,10 @@ class Cursor:
     def frames_between(self, first: int, last: int) -> Iterator[VideoFrame]:
         """All frames shown in [first, last) ticks, in order, starting with the one shown at `first`."""
         waiting: VideoFrame | None = None
+        end = first
         for frame in self._decode_all(self._seek(first)):
             pts = pts_of(frame)
+            end = self._note_end(frame)
             if pts >= last:
                 break
             if pts <= first:
@@ -144,14 +176,20 @@ class Cursor:
             yield frame
         if waiting is not None:
             yield waiting
-        if self._last_dts is not None and self._last_dts < last and (self._cut or self._index_goes_on()):
+        if end < last and (self._cut or self._index_goes_on()):
             self.missing.append(last)
 
     def keyframe_at(self, tick: int) -> VideoFrame | None:
-        """The nearest keyframe at or before `tick`, or the first one; None if it cannot be decoded."""
+        """The nearest keyframe at or before `tick`, or the first one; None if it cannot be decoded.
+
+        Asking for the same keyframe again returns the same object.
+        """
         self._decoder.skip_frame = "NONKEY"
-        for packet in self._seek(tick):
+        for packet in islice(self._seek(tick), _KEY_TRIES):
+            if self._key is not None and self._key.pts == packet.pts and packet.is_keyframe:
+                return self._key
             for frame in [*self._decode(packet), *self._decode(None)]:
+                self._key = frame
                 return frame
             self._decoder.flush_buffers()
         return None
@@ -235,19 +273,35 @@ class Cursor:
             packets = self._packets_from(target)
             first = next((p for p in packets if p.is_keyframe), None)
             if first is not None and (first.pts is None or first.pts <= tick):
-                return _chain(first, packets)
+                return self._from_last_key(first, packets, tick)
             if first is not None and first.dts is not None and first.dts <= target:
                 target = first.dts - 1  # containers seek by decoding time, which comes before the time on screen
             else:
                 target, step = target - step, step * 2
-        return self._packets_from(min(start, 0) if self._seekable else None)
+        packets = self._packets_from(min(start, 0) if self._seekable else None)
+        first = next(packets, None)
+        return packets if first is None else self._from_last_key(first, packets, tick)
+
+    def _from_last_key(self, first: Packet, packets: Iterator[Packet], tick: int) -> Iterator[Packet]:
+        """Drop what lies before the right keyframe, where a seek came out too early for want of a full index."""
+        index = self.stream.index_entries
+        if self._indexed and first.dts is not None:
+            key = index.search_timestamp(tick, backward=True)
+            if key >= 0 and index[key].timestamp <= first.dts:
+                return chain([first], packets)
+        ahead = [first]
+        for packet in packets:
+            if packet.is_keyframe and packet.pts is not None and packet.pts <= tick:
+                ahead.clear()
+            ahead.append(packet)
+            if packet.dts is None or packet.dts > tick or len(ahead) > _LONG_GOP:
+                break
+        return chain(ahead, packets)
 
     def _packets_from(self, target: int | None) -> Iterator[Packet]:
         import av
 
-        self._clock: int | None = None
-        self._last_dts: int | None = None
-        self._last_read: int | None = None
+        self._clock = self._last_dts = self._last_read = None
         self._cut = False
         try:
             if target is not None:
@@ -256,21 +310,16 @@ class Cursor:
             self._seekable = False
         if not self._seekable:
             self._rewind()
+        self._fresh = False
         return self._packets()
 
     def _rewind(self) -> None:
-        """Start over in a stream without seeking; harmless if nothing has been read yet."""
-        import av
-
-        from vlm.media.source import open_container
-
-        if self._source.reopenable:
-            self.container.close()
-            self.container = open_container(self._source, self._limits)
-            self.stream = self.container.streams.video[self.stream.index] if False else self.container.streams.video[0]
-            self._decoder = self.stream.codec_context
-        else:
-            raise MediaError(self._source.name, f"cannot be rewound ({av.__name__} finds no way to seek in it)")
+        """Start over in a stream that cannot be sought in, by opening it again."""
+        if self._fresh:
+            return
+        index = self.stream.index
+        self.container.close()
+        self._attach(open_container(self._source, self._limits), index)
 
     def _packets(self) -> Iterator[Packet]:
         import av
@@ -292,8 +341,3 @@ class Cursor:
 def pts_of(frame: VideoFrame) -> int:
     """Presentation time of a frame in ticks; the cursor has filled in missing ones."""
     return frame.pts or 0
-
-
-def _chain(first: Packet, rest: Iterator[Packet]) -> Iterator[Packet]:
-    yield first
-    yield from rest

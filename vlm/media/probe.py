@@ -6,9 +6,11 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlm.errors import MediaError
 from vlm.media.limits import Deadline, MediaLimits
-from vlm.media.source import Source
+from vlm.media.source import Source, open_container
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -89,6 +91,28 @@ def scanned_end(container: InputContainer, stream: VideoStream | AudioStream, de
     except av.FFmpegError:
         pass  # a cut file: what was read up to here is its length
     return end
+
+
+def presentation_times(source: Source, limits: MediaLimits) -> np.ndarray:
+    """Container times in seconds of all frames that are presented, ascending, by reading (not decoding) the packets.
+
+    Returns:
+        float64 [T].
+    """
+    import av
+
+    deadline = Deadline(limits.max_wall_seconds)
+    times: list[float] = []
+    with open_container(source, limits) as container:
+        stream = video_stream(container, source)
+        try:
+            for packet in container.demux(stream):
+                deadline.check(source.name)
+                if packet.pts is not None and packet.time_base and not packet.is_discard:
+                    times.append(float(packet.pts * packet.time_base))
+        except av.FFmpegError:
+            pass  # a cut file: the times up to here
+    return np.sort(np.asarray(times, dtype=np.float64))
 
 
 def find_duration(

@@ -27,7 +27,7 @@ def sample_times(
     - ``centres``: [start, end) is cut into equal cells and the centre of each is taken. With `fps` the cells are
       1/fps wide (a last, partial cell counts if it is at least half a cell), so ``fps`` equal to the file's own
       constant rate gives every frame once.
-    - ``endpoints``: evenly spaced including both ends, the rule of LITA (§3.2: frames sampled uniformly over the video).
+    - ``endpoints``: evenly spaced including both ends, the rule of LITA (§3.2, uniform sampling).
 
     Args:
         start: Start of the window in seconds.

@@ -1,6 +1,7 @@
 """Plugins: what changes a model before training, adds a loss during it, or tidies up after it. One protocol for all.
 
-A recipe lists plugins by registered name or by ``package.module:Class``; the training loop knows nothing of their insides.
+A recipe lists plugins by registered name or by ``package.module:Class``; the training loop knows nothing of their
+insides.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ class Plugin(Protocol):
     """Three hooks; a subclass overrides those it needs."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Once before training: returns the model to train. Must do the same to the same model every time (resuming repeats it)."""
+        """Once before training: returns the model to train. Must do the same to the same model every time (resuming
+        repeats it).
+        """
         return model
 
     def losses(self, batch: dict[str, Any], outputs: Any) -> dict[str, Tensor]:
-        """After each forward pass: extra losses by name, each a mean per target token; they are added to the model's own."""
+        """After each forward pass: extra losses by name, each a mean per target token; they are added to the model's
+        own.
+        """
         return {}
 
     def finish(self, model: nn.Module) -> nn.Module:

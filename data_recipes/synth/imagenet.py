@@ -1,0 +1,181 @@
+"""The 1000 ImageNet classes without their pictures: names, and feature maps made from the classifier itself (ours).
+
+With μ and Σ the mean and covariance of the pooled features of real pictures, and W_c the classifier's row of class c,
+
+    m_c = μ + k Σ (W_c - W̄),   k = 8
+
+is a feature vector at the data's own scale that the classifier reads as c: moving along Σ(W_c - W̄) raises the logit of c most
+for a given Mahalanobis distance. A connector can so be taught 1000 names without 1000 classes of pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+
+from data_recipes.synth.clips import Item
+from data_recipes.synth.features import FeatureBank, classifier, feature_bank
+from data_recipes.synth.pictures import Name
+from vlm.errors import ConfigError, MissingDependencyError
+
+STEP = 8.0
+_NOISE_RANK = 64
+_PLURAL_NAMES = re.compile(r"(tights|sunglasses|trunks|chime|bars|blinds|shades|binoculars|maraca|tweezers|jeans|pajamas)$")
+_MASS = {"mashed potato", "ice", "hay", "corn", "guacamole", "chocolate sauce", "dough", "espresso", "red wine"}
+
+
+@dataclass(frozen=True)
+class ImageNetClass:
+    """One class.
+
+    Attributes:
+        id: 0..999.
+        name: Its shortest usual name, with article.
+        synonyms: Every name ImageNet gives it.
+    """
+
+    id: int
+    name: Name
+    synonyms: tuple[str, ...]
+
+
+@cache
+def imagenet_classes() -> tuple[ImageNetClass, ...]:
+    """All classes by id. The name is the text before the first comma; where two classes share it, the next synonym.
+
+    Raises:
+        MissingDependencyError: timm, which has the names, is not installed.
+    """
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise MissingDependencyError("timm", "smol", "the names of the ImageNet classes") from error
+    info = ImageNetInfo()
+    rows = [tuple(part.strip() for part in info.index_to_description(i).split(",")) for i in range(info.num_classes())]
+    firsts = [row[0] for row in rows]
+    out = []
+    for i, synonyms in enumerate(rows):
+        shared = firsts.count(synonyms[0]) > 1
+        noun = synonyms[1] if shared and len(synonyms) > 1 else _SHARED.get(i, synonyms[0])
+        out.append(ImageNetClass(i, _name(noun), synonyms))
+    return tuple(out)
+
+
+_SHARED = {134: "crane", 517: "construction crane", 638: "bathing suit"}
+
+
+def _name(noun: str) -> Name:
+    if noun in _MASS or _PLURAL_NAMES.search(noun):
+        return Name(noun, "")
+    return Name(noun, "an" if noun[:1].lower() in "aeio" or noun.lower().startswith(("umbrella", "upright")) else "a")
+
+
+@cache
+def class_of_name() -> dict[str, int]:
+    """Class id by any of its names, lower case; the first class wins where names are shared."""
+    table: dict[str, int] = {}
+    for entry in imagenet_classes():
+        for synonym in (entry.name.noun, *entry.synonyms):
+            table.setdefault(synonym.lower(), entry.id)
+    return table
+
+
+def class_prototypes(pooled: np.ndarray, *, step: float = STEP) -> np.ndarray:
+    """Prototypes m_c, float32 ``[1000, 1280]``, from pooled features ``[N, 1280]`` of real pictures (module formula)."""
+    weight, _ = classifier()
+    mean = pooled.mean(0)
+    centred = pooled - mean
+    covariance_times = centred.T @ (centred @ (weight - weight.mean(0)).T) / (len(pooled) - 1)
+    return (mean + step * covariance_times.T).astype(np.float32)
+
+
+class PrototypeMaps:
+    """Feature maps of things that no picture shows, laid out like real renderings.
+
+    A real map of one thing splits into R = B + s u + rest, where B is the mean background, u = r̄ - B the shift of the pooled
+    feature r̄, and s (mean 1 over the grid) tells where the thing is. Replacing u by that of a prototype, at the same length in
+    relation to the thing's size, gives a map of another thing at the same place: B + s ρ (m_c + ε - B) + λ rest, with noise ε of
+    the data's own covariance. Maps of several things are sums over B.
+
+    Args:
+        bank: Features of the training pictures.
+        noise: Size of ε in standard deviations of the data.
+        rest: λ, how much of the real map's own detail is kept.
+    """
+
+    def __init__(self, bank: FeatureBank | None = None, *, noise: float = 0.35, rest: float = 0.5) -> None:
+        self.bank = bank or feature_bank("train")
+        self.noise, self.rest = noise, rest
+
+    @cached_property
+    def pooled(self) -> np.ndarray:
+        """Pooled features float32 ``[N, 1280]`` of the whole bank."""
+        store, size = self.bank.features, 256
+        return np.concatenate([store[i : i + size].astype(np.float32).mean(1) for i in range(0, len(store), size)])
+
+    @cached_property
+    def background(self) -> np.ndarray:
+        """B, float32 ``[1280]``."""
+        return self.pooled[self.bank.where("empty")].mean(0)
+
+    @cached_property
+    def prototypes(self) -> np.ndarray:
+        """m_c, float32 ``[1000, 1280]``."""
+        return class_prototypes(self.pooled[self.bank.where("middle")])
+
+    @cached_property
+    def _noise_basis(self) -> np.ndarray:
+        """Principal directions of the pooled features times their standard deviations, ``[rank, 1280]``."""
+        middle = self.pooled[self.bank.where("middle")]
+        _, scales, directions = np.linalg.svd(middle - middle.mean(0), full_matrices=False)
+        return (scales[:_NOISE_RANK, None] / np.sqrt(len(middle) - 1)) * directions[:_NOISE_RANK]
+
+    @cached_property
+    def _usual_length(self) -> float:
+        """Median length of u for one thing in the middle."""
+        return float(np.median(np.linalg.norm(self.pooled[self.bank.where("middle")] - self.background, axis=1)))
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        return {a: self.bank.where(a) for a in ("middle", "left", "right", "two", "three")}
+
+    def draw(self, class_id: int, arrangement: str, rng: np.random.Generator) -> np.ndarray:
+        """Map of one class, float16 ``[49, 1280]``.
+
+        Args:
+            class_id: 0..999.
+            arrangement: ``full`` (a photograph that fills the frame), ``middle``, ``left``, ``right``, ``two`` or ``three``.
+            rng: Decides the real map that lends the layout, and the noise.
+        """
+        return self._finish(self._shift(class_id, arrangement, rng))
+
+    def draw_pair(self, left: int, right: int, rng: np.random.Generator) -> np.ndarray:
+        """Map of two different classes side by side, float16 ``[49, 1280]``."""
+        return self._finish(self._shift(left, "left", rng) + self._shift(right, "right", rng))
+
+    def _finish(self, shift: np.ndarray) -> np.ndarray:
+        return np.clip(self.background + shift, 0.0, 6.0).astype(np.float16)
+
+    def _shift(self, class_id: int, arrangement: str, rng: np.random.Generator) -> np.ndarray:
+        """s ρ (m_c + ε - B) + λ rest, float32 ``[49, 1280]``."""
+        rows = self._rows.get("middle" if arrangement == "full" else arrangement)
+        if rows is None:
+            raise ConfigError(f"arrangement {arrangement!r} is not one of {('full', *self._rows)}")
+        real = self.bank.features[int(rng.choice(rows))].astype(np.float32) - self.background
+        u = real.mean(0)
+        length = float(np.linalg.norm(u))
+        where = real @ u / max(length**2, 1e-6)
+        rest = real - where[:, None] * u
+        if arrangement == "full":
+            where, length = 0.6 + 0.4 * where, self._usual_length
+        noise = self.noise * rng.standard_normal(_NOISE_RANK).astype(np.float32) @ self._noise_basis
+        target = (self.prototypes[class_id] + noise - self.background) * min(length / self._usual_length, 1.3)
+        return where[:, None] * target + self.rest * rest
+
+
+def class_item(class_id: int, place: str) -> Item:
+    """A thing known only by its class."""
+    return Item(imagenet_classes()[class_id].name, place, class_id=class_id)

@@ -1,0 +1,40 @@
+"""The example clips and a question for each: what the row of buttons under the chat offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "examples"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One button.
+
+    Attributes:
+        clip: File in ``demo/examples``.
+        label: What the button says.
+        question: What it asks.
+    """
+
+    clip: str
+    label: str
+    question: str
+
+    @property
+    def path(self) -> Path:
+        """Where the clip lies."""
+        return FOLDER / self.clip
+
+
+EXAMPLES = (
+    Example("big_buck_bunny.mp4", "Big Buck Bunny: what is in it?", "What is in this video?"),
+    Example("shapes.mp4", "Shapes: what is there?", "What shapes are there?"),
+    Example("shapes.mp4", "Shapes: what comes first?", "Which shape appears first?"),
+)
+
+
+def available() -> list[Example]:
+    """Examples whose clip is there."""
+    return [e for e in EXAMPLES if e.path.is_file()]

@@ -1,0 +1,174 @@
+"""Scores a model on held-out clips of the shapes world, written as real H.264 files and read by the real decoder.
+
+Held out are the scenes, six colour-shape pairs (every clip shows at least one), and the phrasings. Each question opens a conversation of
+its own. Rows carry the chance level, and the exact count of questions they rest on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_recipes.sample import rng_for
+from data_recipes.synth.shapes import Level, conversations
+from data_recipes.synth.shapes_questions import Asker, Turn
+from data_recipes.synth.shapes_scene import Scene
+from data_recipes.synth.shapes_world import LEVELS
+from eval.report import Row, row, write_results
+from vlm.chat import Assistant
+from vlm.time import Span
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "naming": ("shape", "list"),
+    "colour": ("colour",),
+    "count": ("count", "count_shape", "count_colour"),
+    "presence": ("presence",),
+    "order": ("first", "last", "which_first", "before"),
+    "span": ("when", "digit_when"),
+    "digit": ("digit",),
+}
+"""Row -> the kinds of question behind it."""
+
+TARGETS = {"naming": 0.95, "colour": 0.95, "count": 0.95}
+SPAN_TARGET = 0.80
+
+
+@dataclass
+class Tally:
+    """What was found for one group of questions.
+
+    Attributes:
+        right: 1 or 0 per question.
+        chance: Chance level per question.
+        ious: Intersection over union per span question.
+        blind: The same for the answer "the middle half of the clip", which needs no eyes.
+    """
+
+    right: list[float] = field(default_factory=list)
+    chance: list[float] = field(default_factory=list)
+    ious: list[float] = field(default_factory=list)
+    blind: list[float] = field(default_factory=list)
+
+
+def evaluate(
+    assistant: Assistant,
+    *,
+    n: int = 60,
+    seed: int = 0,
+    level: str | Level = "twenty",
+    num_frames: int = 32,
+    ask: Callable[[Path, Turn], tuple[str, list[Span]]] | None = None,
+) -> list[Row]:
+    """Ask about ``n`` held-out clips.
+
+    Args:
+        assistant: The model.
+        n: Number of clips.
+        seed: Of the clips and questions.
+        level: Kind of clips: by default 20 seconds long, 1 to 4 shapes.
+        num_frames: Frames that the decoder samples.
+        ask: ``(file, turn) -> (text, spans)``; by default `assistant` answers (an oracle can be put in here).
+
+    Returns:
+        Rows for `eval.report.write_results`.
+    """
+    asker = ask or (lambda path, turn: _ask(assistant, path, turn, num_frames))
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    with tempfile.TemporaryDirectory(prefix="shapes-eval-") as folder:
+        for index in tqdm(range(n), desc="shapes", unit="clip"):
+            scene, turns = questions(seed, index, level=level, num_frames=num_frames)
+            path = scene.write(Path(folder) / "clip.mp4", sound=False)
+            for turn in turns:
+                _score(tallies[_group(turn.kind)], turn, *asker(path, turn), duration=scene.duration)
+    name = level if isinstance(level, str) else "custom"
+    return _rows(tallies, clips=n, num_frames=num_frames, level=name)
+
+
+def questions(
+    seed: int, index: int, *, level: str | Level = "twenty", num_frames: int = 32
+) -> tuple[Scene, list[Turn]]:
+    """Scene ``index`` of the held-out split and one question (two for naming, count and presence) of every group."""
+    data = conversations("heldout", seed=seed, size=index + 1, level=level, num_frames=num_frames)
+    scene, rng = data.scene(index), rng_for(seed, index, 1)
+    still = (LEVELS[level] if isinstance(level, str) else level).still
+    asker = Asker(scene, rng, split="heldout", still=still)
+    chosen: list[Turn] = []
+    for group, kinds in GROUPS.items():
+        chosen += asker.turns(2 if group in ("naming", "count", "presence") else 1, kinds)
+    return scene, chosen
+
+
+def _ask(assistant: Assistant, path: Path, turn: Turn, num_frames: int) -> tuple[str, list[Span]]:
+    reply = assistant.chat(turn.question, video=path, num_frames=num_frames, max_new_tokens=40)
+    return reply.text, reply.spans
+
+
+def _group(kind: str) -> str:
+    return next(group for group, kinds in GROUPS.items() if kind in kinds)
+
+
+def _score(tally: Tally, turn: Turn, text: str, spans: list[Span], *, duration: float) -> None:
+    """Exact match of the words (lists in any order); for spans the overlap of the first one."""
+    if turn.spans:
+        truth = turn.spans[0]
+        said = Span.of(spans[0].start, spans[0].end) if spans else Span(0.0, 0.0)
+        tally.ious.append(said.clamp(duration).iou(truth))
+        tally.blind.append(Span(0.25 * duration, 0.75 * duration).iou(truth))
+        return
+    tally.right.append(float(_normal(text) == _normal(turn.answer)))
+    tally.chance.append(1.0 / turn.choices if turn.choices else 0.0)
+
+
+def _normal(text: str) -> list[str]:
+    """Words in lower case, without a final stop; parts of a list in alphabetical order."""
+    return sorted(part.strip() for part in text.lower().strip().rstrip(".").split(","))
+
+
+def _rows(tallies: dict[str, Tally], **setting: Any) -> list[Row]:
+    rows = []
+    for group in GROUPS:
+        tally = tallies[group]
+        if tally.right:
+            about = {**setting, "questions": len(tally.right), "chance": round(float(np.mean(tally.chance)), 3)}
+            rows.append(row(f"{group} accuracy", float(np.mean(tally.right)), "", TARGETS.get(group), **about))
+        if tally.ious:
+            about = {**setting, "questions": len(tally.ious)}
+            ious, blind = np.array(tally.ious), np.array(tally.blind)
+            rows.append(
+                row("span mIoU", float(ious.mean()), "", SPAN_TARGET, chance=round(float(blind.mean()), 3), **about)
+            )
+            share = round(float((blind >= 0.5).mean()), 3)
+            rows.append(row("span R@0.5", float((ious >= 0.5).mean()), "", None, chance=share, **about))
+    return rows
+
+
+def run(
+    *,
+    model: str | None = None,
+    limit: int | None = None,
+    out: Path = Path("docs/results"),
+    seed: int = 0,
+    num_frames: int = 32,
+) -> Path:
+    """Score a model and write ``shapes.json``.
+
+    Args:
+        model: ``nano`` (the default), a folder or a hub id.
+        limit: Number of held-out clips, 100 by default.
+        out: Folder of the results file.
+        seed: Of the clips.
+        num_frames: Frames sampled per clip.
+    """
+    import vlm
+
+    name, clips = model or "nano", limit or 100
+    rows = evaluate(vlm.load(name), n=clips, seed=seed, num_frames=num_frames)
+    command = f"vlm eval shapes seed={seed} num_frames={num_frames} --model {name} --limit {clips}"
+    return write_results("shapes", rows, command=command, seed=seed, out_dir=out)

@@ -1,0 +1,130 @@
+"""What a stage does to a model before training: freeze policy, learning rates by module, rotary base, recomputation."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from typing import Any
+
+from torch import nn
+
+from train.stages import Stage
+from vlm.errors import ConfigError
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a ``trainable`` key covers a parameter: a module path prefix (``a.b`` covers ``a.b.c.weight``) or an
+    fnmatch pattern.
+    """
+    return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+
+
+def learning_rates(model: nn.Module, stage: Stage) -> dict[str, float]:
+    """Learning rate of every parameter that ``stage`` trains, by name.
+
+    Raises:
+        ConfigError: An entry matches nothing (near names are listed), or nothing is trained at all.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    rates: dict[str, float] = {}
+    for pattern, lr in stage.trainable.items():
+        found = [name for name in names if matches(pattern, name)]
+        if not found:
+            raise ConfigError(f"stages.{stage.name}.trainable.{pattern} matches no parameter; {_near(pattern, names)}")
+        rates.update(dict.fromkeys(found, lr))
+    rates = {name: rates[name] for name in names if rates.get(name, 0) > 0}
+    if not rates:
+        raise ConfigError(f"stages.{stage.name}.trainable={stage.trainable} trains nothing")
+    return rates
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    prefixes = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+    near = difflib.get_close_matches(pattern, sorted(prefixes), n=5, cutoff=0.4)
+    top = list(dict.fromkeys(name.split(".")[0] for name in names))
+    return f"near names: {', '.join(near)}" if near else f"top-level modules: {', '.join(top)}"
+
+
+def freeze(model: nn.Module, rates: dict[str, float]) -> None:
+    """Only the parameters in ``rates`` get gradients; a module without any is in evaluation mode (dropout, batch
+    norm).
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in rates)
+    _set_mode(model)
+
+
+def _set_mode(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+        return
+    module.training = True
+    for child in module.children():
+        _set_mode(child)
+
+
+def freeze_report(model: nn.Module, rates: dict[str, float]) -> list[str]:
+    """One line for every top-level module: how much of it is trained, and at which rates."""
+    lines = []
+    for child, module in model.named_children():
+        sizes = {f"{child}.{name}": p.numel() for name, p in module.named_parameters()}
+        trained = sum(size for name, size in sizes.items() if name in rates)
+        if not sizes:
+            continue
+        values = sorted({rates[name] for name in sizes if name in rates})
+        what = "trainable" if trained else "frozen"
+        lines.append(
+            f"{child:<20} {what:<9} {trained:>13,} of {sum(sizes.values()):>13,} parameters"
+            + (f"  lr {', '.join(f'{v:g}' for v in values)}" if values else "")
+        )
+    return lines
+
+
+def set_rope_theta(model: nn.Module, theta: float, *, seq_len: int) -> None:
+    """Give the language model another rotary base and room for ``seq_len`` positions (context extension, LongVILA
+    §3.3).
+
+    Raises:
+        ConfigError: The model has no rotary embedding built from a config.
+    """
+    found = False
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            config: Any = getattr(child, "config", None)
+            frequencies = child._buffers.get("inv_freq")
+            if frequencies is None or getattr(config, "rope_parameters", None) is None:
+                continue
+            config.rope_parameters["rope_theta"] = theta
+            config.max_position_embeddings = max(config.max_position_embeddings, seq_len)
+            setattr(parent, name, type(child)(config=config).to(frequencies.device))
+            found = True
+    if not found:
+        raise ConfigError(f"rope_theta={theta}: the model has no rotary embedding that is built from a config")
+
+
+def set_gradient_checkpointing(model: Any, on: bool) -> None:
+    """Switch recomputation of activations on or off.
+
+    Raises:
+        ConfigError: The model cannot do it.
+    """
+    if not on:
+        if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+            model.gradient_checkpointing_disable()
+        return
+    if not hasattr(model, "gradient_checkpointing_enable"):
+        raise ConfigError(f"gradient_checkpointing=true: {type(model).__name__} has no gradient_checkpointing_enable()")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def divides_by_item_count(model: nn.Module) -> bool:
+    """Whether the model takes ``num_items_in_batch`` and divides its summed loss by it (transformers' convention)."""
+    from transformers import PreTrainedModel
+
+    if hasattr(model, "accepts_loss_kwargs"):
+        return bool(model.accepts_loss_kwargs)
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return "num_items_in_batch" in parameters or (open_ended and isinstance(model, PreTrainedModel))

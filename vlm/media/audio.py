@@ -1,0 +1,190 @@
+"""Sound tracks: any file with sound -> float32 samples at the wanted rate, limited while streaming."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from vlm.errors import ConfigError, MediaError, MediaWarning
+from vlm.media.limits import Deadline, MediaLimits
+from vlm.media.probe import audio_stream, check_decoder, presentation_zero, stated_end
+from vlm.media.source import Source, open_container, resolve
+from vlm.media.types import Audio
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioStream
+    from av.container import InputContainer
+
+_GAP = 0.05  # s; a hole in the times larger than this is filled with silence, so that later sound stays in place
+_PREROLL = 1.0  # s; decoded before the window and thrown away, because codecs need some packets to settle
+
+
+def load_audio(
+    src: str | Path | bytes | BinaryIO,
+    *,
+    rate: int,
+    start: float | None = None,
+    end: float | None = None,
+    limits: MediaLimits | None = None,
+) -> Audio:
+    """Decode the sound of an audio or video file.
+
+    Args:
+        src: Path, bytes or binary file object.
+        rate: Samples per second of the result.
+        start: Start of the window in seconds (0 is the presentation start, as in `load_video`).
+        end: End of the window in seconds.
+        limits: `max_seconds` and `max_decoded_bytes` also hold for the samples while they are decoded: a small file can
+            hold hours.
+
+    Returns:
+        `Audio` with float32 [C, S]; `start` is the time of its first sample.
+
+    Raises:
+        ConfigError: An impossible rate or window.
+        MediaError: No sound track, or nothing in the window can be decoded.
+        MediaLimitError: More sound than the limits allow.
+    """
+    if rate < 1:
+        raise ConfigError(f"rate must be a positive number of samples per second, not {rate}")
+    if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+        raise ConfigError(f"start={start} and end={end} must be seconds with 0 <= start < end")
+    limits = limits or MediaLimits()
+    source = resolve(src, limits)
+    with open_container(source, limits) as container:
+        stream = audio_stream(container)
+        if stream is None:
+            kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
+            raise MediaError(source.name, f"has no sound track (streams: {kinds})")
+        check_decoder(stream, source)
+        return _Track(container, stream, source, limits).read(rate, start or 0.0, end)
+
+
+class _Track:
+    """Decodes one sound track from start to end of a window."""
+
+    def __init__(self, container: InputContainer, stream: AudioStream, source: Source, limits: MediaLimits) -> None:
+        self._container = container
+        self._stream = stream
+        self._source = source
+        self._limits = limits
+        self._deadline = Deadline(limits.max_wall_seconds)
+        video = container.streams.video[0] if container.streams.video else None
+        self._zero = presentation_zero(container, video)
+        self._damaged = 0
+
+    def read(self, rate: int, start: float, end: float | None) -> Audio:
+        from av import AudioResampler
+
+        if end is None:
+            stated = stated_end(self._container, self._stream)
+            if stated is not None:
+                self._limits.check_seconds(self._source.name, max(float(stated - self._zero) - start, 0.0))
+        resampler = AudioResampler(format="fltp", rate=rate)
+        parts: list[np.ndarray] = []
+        first: float | None = None
+        for time, frame in self._in_place(start, end):
+            first = time if first is None else first
+            parts += self._resample(resampler, frame, parts, rate)
+        parts += self._resample(resampler, None, parts, rate) if parts else []
+        if self._damaged:
+            text = f"{self._source.name}: {self._damaged} damaged packets of sound were left out"
+            warnings.warn(MediaWarning(text), stacklevel=4)
+        if first is None or not parts:
+            raise MediaError(self._source.name, "holds no sound that can be decoded in the requested window")
+        return self._cut(np.concatenate(parts, axis=1), rate, first, start, end)
+
+    def _cut(self, samples: np.ndarray, rate: int, first: float, start: float, end: float | None) -> Audio:
+        """Trim to the window, to the sample."""
+        skip = max(round((start - first) * rate), 0)
+        stop = samples.shape[1] if end is None else max(round((end - first) * rate), skip)
+        samples = np.ascontiguousarray(samples[:, skip:stop])
+        if samples.shape[1] == 0:
+            raise MediaError(self._source.name, "holds no sound in the requested window")
+        return Audio(samples=samples, rate=rate, start=first + skip / rate)
+
+    def _resample(
+        self, resampler: object, frame: AudioFrame | None, before: list[np.ndarray], rate: int
+    ) -> list[np.ndarray]:
+        import av
+
+        try:
+            parts = [part.to_ndarray() for part in resampler.resample(frame)]  # type: ignore[attr-defined]
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            raise MediaError(self._source.name, f"its sound cannot be resampled to {rate} Hz: {error}") from error
+        total = sum(part.nbytes for part in [*before[-1:], *parts])
+        self._bytes = getattr(self, "_bytes", 0) + sum(part.nbytes for part in parts)
+        self._limits.check_decoded(self._source.name, max(self._bytes, total))
+        if before or parts:
+            self._limits.check_seconds(self._source.name, self._bytes / (4 * (before or parts)[0].shape[0] * rate))
+        return parts
+
+    def _in_place(self, start: float, end: float | None) -> Iterator[tuple[float, AudioFrame]]:
+        """Decoded frames with the time of their first sample; holes between them are filled with silence."""
+        expected: float | None = None
+        layout: tuple[str, int, str] | None = None
+        for frame in self._decoded(start):
+            kind = (frame.layout.name, frame.sample_rate, frame.format.name)
+            layout = layout or kind
+            if kind != layout or frame.samples == 0:
+                self._damaged += 1  # the stream changes its channels or rate midway: nothing sensible follows
+                continue
+            given = frame.pts * frame.time_base - self._zero if frame.pts is not None and frame.time_base else None
+            time = float(given) if given is not None else expected or 0.0
+            if end is not None and time >= end:
+                return
+            if expected is not None and time - expected > _GAP:
+                self._limits.check_seconds(self._source.name, time - expected)
+                yield from self._silence(frame, expected, time)
+            expected = time + frame.samples / frame.sample_rate
+            if expected <= start:
+                continue
+            frame.pts = None
+            yield time, frame
+
+    def _silence(self, like: AudioFrame, begin: float, end: float) -> Iterator[tuple[float, AudioFrame]]:
+        from av import AudioFrame
+
+        remaining = round((end - begin) * like.sample_rate)
+        while remaining > 0:
+            count = min(remaining, like.sample_rate)
+            frame = AudioFrame(format=like.format.name, layout=like.layout.name, samples=count)
+            quiet = 128 if like.format.name.startswith("u8") else 0
+            for plane in frame.planes:
+                plane.update(bytes([quiet]) * plane.buffer_size)
+            frame.sample_rate = like.sample_rate
+            yield begin, frame
+            begin += count / like.sample_rate
+            remaining -= count
+
+    def _decoded(self, start: float) -> Iterator[AudioFrame]:
+        import av
+
+        base = self._stream.time_base or Fraction(1)
+        if start > _PREROLL:
+            try:
+                offset = int((Fraction(start - _PREROLL) + self._zero) / base)
+                self._container.seek(offset, stream=self._stream, backward=True)
+            except (av.FFmpegError, OSError):
+                pass  # decode from the beginning
+        packets = self._container.demux(self._stream)
+        while True:
+            self._deadline.check(self._source.name)
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                self._damaged += 1
+                return
+            if packet is None:
+                return
+            try:
+                yield from self._stream.codec_context.decode(packet if packet.size else None)
+            except av.error.EOFError:
+                return
+            except (av.FFmpegError, MemoryError):
+                self._damaged += 1

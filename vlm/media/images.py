@@ -1,0 +1,106 @@
+"""Still images: size checked before decoding, EXIF rotation applied, transparency on white."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vlm.errors import MediaError
+from vlm.media.convert import on_white
+from vlm.media.limits import MediaLimits
+from vlm.media.source import Source, resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"]
+
+
+def load_image(
+    src: str | Path | bytes | BinaryIO | np.ndarray | Image, *, limits: MediaLimits | None = None
+) -> np.ndarray:
+    """Load an image upright as RGB.
+
+    Args:
+        src: Path, bytes, binary file object, PIL image, or an array uint8 [H, W, 3] or [H, W, 4].
+        limits: `max_bytes` and `max_pixels` are checked before anything is decoded.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        MediaError: Not an image, or damaged.
+        MediaLimitError: Larger than the limits.
+    """
+    from PIL.Image import Image
+
+    limits = limits or MediaLimits()
+    if isinstance(src, np.ndarray):
+        return _from_array(src, limits)
+    name = "<image>"
+    if isinstance(src, Image):
+        limits.check_pixels(name, *src.size)
+        return _to_rgb(src, name)
+    source = resolve(src, limits)
+    return _to_rgb(open_image(source, limits), source.name)
+
+
+def open_image(source: Source, limits: MediaLimits) -> Image:
+    """Open (not decode) with Pillow and check the size.
+
+    Raises:
+        MediaError: No image format of the allowed list.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    file = source.open()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides, next line but one
+            image = Image.open(file, formats=_FORMATS)
+        limits.check_pixels(source.name, *image.size)
+        return image
+    except Image.DecompressionBombError as error:
+        raise _too_large(source.name, error) from error
+    except UnidentifiedImageError as error:
+        raise MediaError(source.name, "is not an image in a known format") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise MediaError(source.name, f"is not a readable image ({error})") from error
+
+
+def _too_large(name: str, error: Exception) -> MediaError:
+    from vlm.errors import MediaLimitError
+
+    return MediaLimitError(name, f"is larger than any image should be: {error}")
+
+
+def _to_rgb(image: Any, name: str) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
+            return _from_deep(np.asarray(image))
+        if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+            return on_white(np.asarray(image.convert("RGBA")))
+        return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise MediaError(name, f"is a damaged image ({error})") from error
+
+
+def _from_deep(values: np.ndarray) -> np.ndarray:
+    """16-bit or float grey [H, W] -> uint8 [H, W, 3] by its high byte (16 bit) or its value."""
+    grey = values.astype(np.float64)
+    if values.dtype.kind in "iu" and grey.size and grey.max() > 255:
+        grey = grey / 257
+    return np.repeat(np.clip(grey, 0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _from_array(array: np.ndarray, limits: MediaLimits) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (3, 4):
+        raise MediaError("<array>", f"is {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3]")
+    limits.check_pixels("<array>", array.shape[1], array.shape[0])
+    return on_white(array) if array.shape[-1] == 4 else array

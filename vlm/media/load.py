@@ -1,0 +1,275 @@
+"""`load_video`, `iter_video` and `probe`: one door for every source and every back end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, Self, get_args
+
+import numpy as np
+
+from vlm.errors import ConfigError, MediaError
+from vlm.media.audio import load_audio
+from vlm.media.convert import resolve_size
+from vlm.media.limits import MediaLimits
+from vlm.media.pyav import FrameAt, PyavReader, Request
+from vlm.media.sampling import Sampling, check_request, count_times, resolve_window, sample_times
+from vlm.media.source import resolve
+from vlm.media.stills import from_animation, from_folder, from_frames
+from vlm.media.types import Audio, Video, VideoInfo
+
+Backend = Literal["auto", "pyav", "torchcodec", "decord"]
+Snap = Literal["exact", "keyframe"]
+VideoSource = str | Path | bytes | BinaryIO | np.ndarray | Sequence[Any]
+
+
+class Reader(Protocol):
+    """What a back end has to offer; a context manager that closes what it opened."""
+
+    info: VideoInfo
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def frames(self, request: Request) -> Generator[FrameAt, None, None]: ...
+
+
+def load_video(
+    src: VideoSource,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    size: tuple[int, int] | int | None = None,
+    sampling: Sampling = "centres",
+    backend: Backend = "auto",
+    snap: Snap = "exact",
+    audio_rate: int | None = None,
+    frame_fps: float = 1.0,
+    limits: MediaLimits | None = None,
+    timeout: float | None = None,
+) -> Video:
+    """Sample frames of a video with their true presentation times.
+
+    The frame taken for a target time is the one being shown at that time (the largest timestamp not after it), so a
+    request for more frames than the window holds repeats frames, each with its own true time.
+
+    Args:
+        src: Path of a video file, of an animated GIF/WebP/PNG or of a folder of images; bytes; a binary file object; an
+            array uint8 [T, H, W, 3]; or a sequence of frames.
+        num_frames: Number of frames, or
+        fps: frames per second. Not both; with neither, every frame of the window is returned.
+        start: Start of the window in seconds; None for the beginning.
+        end: End of the window in seconds; None for the end.
+        size: (height, width) of the frames, an int for a square (plain resize, aspect ratio not kept), None for the
+            file's own. Scaling happens inside the decoder's conversion (bicubic).
+        sampling: "centres" or "endpoints", see `sample_times`.
+        backend: "auto" (PyAV), "pyav", "torchcodec" or "decord". All return the same frames and times.
+        snap: "keyframe" takes the nearest earlier keyframe instead of the exact frame: several times faster, with
+            the keyframe's own time in `timestamps`.
+        audio_rate: Also decode the sound of the window at this rate; None leaves it out.
+        frame_fps: Rate at which frames given as images or arrays are shown; they carry no times of their own.
+        limits: Upper bounds, checked before and while decoding.
+        timeout: Decode in a child process that is killed after this many seconds (memory is limited as well). For
+            files from strangers: not even a hang or crash inside a codec reaches the caller.
+
+    Returns:
+        A `Video`; `frames` is uint8 [T, H, W, 3], `timestamps` float64 [T] in seconds.
+
+    Raises:
+        ConfigError: An argument makes no sense.
+        MediaError: The file cannot be used; the message names it and the cause.
+        MediaLimitError: The file or the request exceeds `limits`.
+        MissingDependencyError: The package of the chosen back end is not installed.
+
+    Warns:
+        TruncatedMediaWarning: The file ends early; only the frames before the cut are returned.
+        MediaWarning: Damaged packets were left out.
+    """
+    if timeout is not None:
+        from vlm.media.isolate import load_video_isolated
+
+        return load_video_isolated(
+            src,
+            timeout=timeout,
+            num_frames=num_frames,
+            fps=fps,
+            start=start,
+            end=end,
+            size=size,
+            sampling=sampling,
+            backend=backend,
+            snap=snap,
+            audio_rate=audio_rate,
+            frame_fps=frame_fps,
+            limits=limits,
+        )
+    limits = limits or MediaLimits()
+    check_request(num_frames=num_frames, fps=fps, rule=sampling)
+    with _open_reader(src, backend, frame_fps, limits) as reader:
+        request_ = _request(reader.info, num_frames, fps, start, end, size, sampling, snap, limits)
+        frames, times = _collect(reader, request_, limits)
+        info = reader.info
+    audio = _load_sound(src, info, request_, audio_rate, limits)
+    return Video(
+        frames=frames,
+        timestamps=times,
+        duration=info.duration if info.duration is not None else request_.end,
+        source=info.source,
+        audio=audio,
+        info=info,
+        snap=snap,
+        start=request_.start,
+        end=request_.end,
+    )
+
+
+def iter_video(
+    src: VideoSource,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    size: tuple[int, int] | int | None = None,
+    sampling: Sampling = "centres",
+    backend: Backend = "auto",
+    snap: Snap = "exact",
+    frame_fps: float = 1.0,
+    limits: MediaLimits | None = None,
+    batch_frames: int = 32,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stream the frames `load_video` would return, in batches and in constant memory.
+
+    Args:
+        batch_frames: Frames per batch (the last may be smaller). `limits.max_decoded_bytes` holds per batch.
+
+    Other arguments, errors and warnings are those of `load_video`.
+
+    Yields:
+        (frames uint8 [b, H, W, 3], timestamps float64 [b]).
+    """
+    if batch_frames < 1:
+        raise ConfigError(f"batch_frames must be at least 1, not {batch_frames}")
+    limits = limits or MediaLimits()
+    check_request(num_frames=num_frames, fps=fps, rule=sampling)
+    with _open_reader(src, backend, frame_fps, limits) as reader:
+        request = _request(reader.info, num_frames, fps, start, end, size, sampling, snap, limits)
+        height, width = request.size or (reader.info.height, reader.info.width)
+        limits.check_decoded(reader.info.source, batch_frames * height * width * 3)
+        with closing(_limited(reader, request, limits)) as stream:
+            batch: list[FrameAt] = []
+            for item in stream:
+                batch.append(item)
+                if len(batch) == batch_frames:
+                    yield _stack(batch)
+                    batch = []
+            if batch:
+                yield _stack(batch)
+
+
+def probe(src: VideoSource, *, frame_fps: float = 1.0, limits: MediaLimits | None = None) -> VideoInfo:
+    """Facts about a video: size, duration, rate, rotation, codec. Decodes its first frame only.
+
+    Raises:
+        MediaError: The file cannot be used.
+        MediaLimitError: It exceeds `limits`.
+    """
+    with _open_reader(src, "auto", frame_fps, limits or MediaLimits()) as reader:
+        return reader.info
+
+
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def _open_reader(src: VideoSource, backend: Backend, frame_fps: float, limits: MediaLimits) -> Reader:
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
+    if isinstance(src, str | os.PathLike) and os.path.isdir(src):
+        return from_folder(Path(src), frame_fps, limits)
+    if not isinstance(src, str | os.PathLike | bytes | bytearray | memoryview) and not hasattr(src, "read"):
+        if not hasattr(src, "__len__") or not hasattr(src, "__getitem__"):
+            raise MediaError(repr(type(src)), "is neither a path, bytes, a file object, nor a sequence of frames")
+        return from_frames(src, frame_fps, limits)
+    source = resolve(src, limits)
+    if source.animation() is not None:
+        return from_animation(source, limits)
+    if backend in ("auto", "pyav"):
+        return PyavReader(source, limits)
+    from vlm.media.backends import open_optional
+
+    return open_optional(backend, source, limits)
+
+
+def _request(
+    info: VideoInfo,
+    num_frames: int | None,
+    fps: float | None,
+    start: float | None,
+    end: float | None,
+    size: tuple[int, int] | int | None,
+    sampling: Sampling,
+    snap: Snap,
+    limits: MediaLimits,
+) -> Request:
+    """Everything that can be refused before a frame is decoded is refused here."""
+    if snap not in get_args(Snap):
+        raise ConfigError(f"snap must be one of {', '.join(get_args(Snap))}, not {snap!r}")
+    if info.duration is None:
+        raise MediaError(info.source, "states no length and holds no packets to measure it by")
+    shape = resolve_size(size)
+    if shape is not None:
+        limits.check_pixels("requested size", shape[1], shape[0])
+    first, last = resolve_window(info.source, info.duration, start, end)
+    limits.check_frames(info.source, count_times(first, last, num_frames=num_frames, fps=fps))
+    times = None
+    if num_frames is not None or fps is not None:
+        times = sample_times(first, last, num_frames=num_frames, fps=fps, rule=sampling)
+    return Request(times, first, last, shape, snap)
+
+
+def _limited(reader: Reader, request: Request, limits: MediaLimits) -> Generator[FrameAt, None, None]:
+    with closing(reader.frames(request)) as frames:
+        for count, item in enumerate(frames, start=1):
+            limits.check_frames(reader.info.source, count)
+            yield item
+
+
+def _collect(reader: Reader, request: Request, limits: MediaLimits) -> tuple[np.ndarray, np.ndarray]:
+    """All frames of a request in one array, allocated once and only after its size was checked."""
+    name = reader.info.source
+    height, width = request.size or (reader.info.height, reader.info.width)
+    expected = len(request.times) if request.times is not None else 0
+    limits.check_decoded(name, max(expected, 1) * height * width * 3)
+    out = np.empty((expected, height, width, 3), dtype=np.uint8)
+    spare: list[np.ndarray] = []
+    times: list[float] = []
+    with closing(_limited(reader, replace(request, size=(height, width)), limits)) as stream:
+        for frame, seconds in stream:
+            if len(times) < expected:
+                out[len(times)] = frame
+            else:
+                spare.append(frame)
+                limits.check_decoded(name, len(spare) * frame.nbytes)
+            times.append(seconds)
+    if not times:
+        raise MediaError(name, f"holds no frame between {request.start:.3f} and {request.end:.3f} s")
+    frames = np.stack(spare) if spare else out[: len(times)]
+    return frames, np.asarray(times, dtype=np.float64)
+
+
+def _stack(batch: list[FrameAt]) -> tuple[np.ndarray, np.ndarray]:
+    return np.stack([frame for frame, _ in batch]), np.asarray([time for _, time in batch], dtype=np.float64)
+
+
+def _load_sound(
+    src: VideoSource, info: VideoInfo, request: Request, rate: int | None, limits: MediaLimits
+) -> Audio | None:
+    if rate is None or not info.has_audio:
+        return None
+    return load_audio(src, rate=rate, start=request.start, end=request.end, limits=limits)  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""Videos that are not video files: arrays, lists of frames, folders of images, animated GIF / WebP / PNG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm.errors import ConfigError, MediaError
+from vlm.media.convert import Scaler, on_white, resize
+from vlm.media.images import load_image, open_image
+from vlm.media.limits import MediaLimits
+from vlm.media.pyav import FrameAt, Request
+from vlm.media.source import Source
+from vlm.media.types import VideoInfo
+
+_IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class StillsReader:
+    """Serves frames that exist one by one, each with the time from which it is shown. A context manager.
+
+    Args:
+        name: For messages.
+        starts: float64 [T], ascending, second from which each frame is shown; the first is 0.
+        end: Second at which the last frame stops being shown.
+        get: Index -> uint8 [H, W, 3]; called with ascending indices.
+        codec: What to call the format.
+        limits: Checked for each frame.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        starts: np.ndarray,
+        end: float,
+        get: Callable[[int], np.ndarray],
+        codec: str,
+        limits: MediaLimits,
+    ) -> None:
+        limits.check_frames(name, len(starts))
+        limits.check_seconds(name, end)
+        self._name = name
+        self._starts = starts
+        self._get = get
+        self._limits = limits
+        height, width = get(0).shape[:2]
+        self.info = VideoInfo(
+            source=name,
+            width=width,
+            height=height,
+            duration=end,
+            start=0.0,
+            fps=len(starts) / end if end > 0 else None,
+            num_frames=len(starts),
+            codec=codec,
+            rotation=0,
+            has_audio=False,
+            backend="frames",
+        )
+
+    def __enter__(self) -> StillsReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing stays open."""
+
+    def frames(self, request: Request) -> Generator[FrameAt, None, None]:
+        """Yield (uint8 [H, W, 3], seconds) in order. Every still is a keyframe, so `snap` changes nothing."""
+        size = request.size or (self.info.height, self.info.width)
+        scaler = Scaler(self._name, size, self._limits)
+        for index in self._indices(request):
+            yield resize(self._get(int(index)), scaler), float(self._starts[index])
+
+    def _indices(self, request: Request) -> np.ndarray:
+        if request.times is not None:
+            return np.maximum(np.searchsorted(self._starts, request.times + 1e-6, side="right") - 1, 0)
+        first = max(int(np.searchsorted(self._starts, request.start + 1e-6, side="right")) - 1, 0)
+        return np.arange(first, max(int(np.searchsorted(self._starts, request.end - 1e-6)), first + 1))
+
+
+def from_frames(frames: Any, frame_fps: float, limits: MediaLimits) -> StillsReader:
+    """Reader over an array uint8 [T, H, W, 3] or a sequence of T arrays uint8 [H, W, 3] (or PIL images).
+
+    Raises:
+        MediaError: Not frames of that shape and type.
+    """
+    count = len(frames)
+    name = f"<{count} frames>"
+    if count == 0:
+        raise MediaError(name, "is empty")
+
+    def get(index: int) -> np.ndarray:
+        frame = np.asarray(frames[index])
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+            raise MediaError(name, f"frame {index} is {frame.dtype} {list(frame.shape)}, expected uint8 [H, W, 3]")
+        limits.check_pixels(name, frame.shape[1], frame.shape[0])
+        return frame
+
+    return StillsReader(name, _regular(count, frame_fps), count / frame_fps, get, "frames", limits)
+
+
+def from_folder(folder: Path, frame_fps: float, limits: MediaLimits) -> StillsReader:
+    """Reader over the images of a folder in natural order (``img2`` before ``img10``).
+
+    Raises:
+        MediaError: The folder holds no image.
+    """
+    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.is_file()), key=_natural)
+    if not paths:
+        raise MediaError(str(folder), "is a folder without images")
+
+    def get(index: int) -> np.ndarray:
+        return load_image(paths[index], limits=limits)
+
+    return StillsReader(str(folder), _regular(len(paths), frame_fps), len(paths) / frame_fps, get, "images", limits)
+
+
+def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
+    """Reader over an animated GIF, WebP or PNG, with the file's own frame durations.
+
+    Raises:
+        MediaError: A still image, or damaged.
+    """
+    image = open_image(source, limits)
+    count = getattr(image, "n_frames", 1)
+    kind = source.animation() or "image"
+    if count < 2:
+        raise MediaError(source.name, f"is a still image ({kind}), not a video; use load_image")
+    limits.check_frames(source.name, count)
+    ends = np.cumsum([_duration_of(image, index, source) for index in range(count)])
+    starts = np.concatenate([[0.0], ends[:-1]])
+
+    def get(index: int) -> np.ndarray:
+        return _frame_of(image, index, source)
+
+    return StillsReader(source.name, starts, float(ends[-1]), get, kind.lower(), limits)
+
+
+def _duration_of(image: Any, index: int, source: Source) -> float:
+    """Seconds a frame is shown; like browsers, 0.1 s where the file says (nearly) nothing."""
+    try:
+        image.seek(index)
+        image.load()
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
+        raise MediaError(source.name, f"frame {index} is damaged: {error}") from error
+    milliseconds = float(image.info.get("duration", 0) or 0)
+    return milliseconds / 1000 if milliseconds > 10 else 0.1
+
+
+def _frame_of(image: Any, index: int, source: Source) -> np.ndarray:
+    try:
+        image.seek(index)
+        return on_white(np.asarray(image.convert("RGBA")))
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
+        raise MediaError(source.name, f"frame {index} is damaged: {error}") from error
+
+
+def _regular(count: int, frame_fps: float) -> np.ndarray:
+    if not (np.isfinite(frame_fps) and frame_fps > 0):
+        raise ConfigError(f"frame_fps must be a positive number, not {frame_fps}")
+    return np.arange(count, dtype=np.float64) / frame_fps
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
