@@ -50,7 +50,7 @@ footer { display: none !important; }
   font-weight: 600; font-variant-numeric: tabular-nums; }
 .vlm-bar { position: relative; height: 10px; margin: 5px 0 9px; border-radius: 5px; overflow: hidden; cursor: pointer;
   background: var(--background-fill-secondary); }
-.vlm-bar > * { position: absolute; top: 0; bottom: 0; display: block; padding: 0; border: 0; }
+.vlm-bar > * { position: absolute; top: 0; height: 100%; min-height: 0; display: block; padding: 0; border: 0; }
 .vlm-window { background: var(--neutral-200); }
 .dark .vlm-window { background: var(--neutral-700); }
 .vlm-mark { background: var(--mark); min-width: 4px; border-radius: 5px; cursor: pointer; }

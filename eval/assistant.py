@@ -69,6 +69,14 @@ class AssistantModel:
         """Length of the prompt in tokens."""
         return len(self.assistant.processor.prompt(self._messages(video, question), add_generation_prompt=True).ids)
 
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with the weights or with the token layout."""
+        total = hashlib.blake2b(repr(self.assistant.processor.layout).encode(), digest_size=6)
+        for name, value in sorted(self.assistant.model.state_dict().items()):
+            total.update(name.encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
     def _forced(self, video: Video, question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Answer ids ``[A]`` and the logits ``[A, V]`` that predict them."""
         model, processor = self.assistant.model, self.assistant.processor

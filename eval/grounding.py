@@ -1,8 +1,8 @@
 """Temporal grounding: how well the spans of an answer match the true ones.
 
-Two protocols. ``tolerant`` reads answers with `TimeCodec.parse`, scores an answer without times 0 and knows absent events
-(ours). ``lita`` repeats LITA's ActivityNet-RTL evaluation (2403.19046, released code): strict ``<12.3>`` times, the whole
-clip where they are missing. Either way both means are reported: over questions (micro) and over videos (macro).
+Two protocols. ``tolerant`` reads answers with `TimeCodec.parse`, scores an answer without times 0 and knows absent
+events (ours). ``lita`` repeats LITA's ActivityNet-RTL evaluation (2403.19046, released code): strict ``<12.3>`` times,
+the whole clip where they are missing. Both means are reported: over questions (micro) and over videos (macro).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from vlm.media import Video
 MODES = ("insert", "replace")
 _LETTERS = "ABCDEFGHIJ"
 _LETTER = re.compile(
-    r"\W*(?:the\s+)?(?:(?:right\s+)?(?:answer|option|letter)\s*(?:is)?\W*)?([a-z])(?:\W|$)", re.IGNORECASE
+    r"\W*(?:the\s+)?(?:(?:answer|option|letter)\s*(?:is)?\W*)?([a-z])\s*(?:$|[.):,;\n])", re.IGNORECASE
 )
 
 
@@ -36,12 +36,9 @@ class Needle:
     options: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.options is not None and (
-            self.answer not in self.options or not 2 <= len(self.options) <= len(_LETTERS)
-        ):
-            raise ConfigError(
-                f"options {self.options} of a needle must be 2 to {len(_LETTERS)} and contain {self.answer!r}"
-            )
+        options = self.options
+        if options is not None and (self.answer not in options or not 2 <= len(options) <= len(_LETTERS)):
+            raise ConfigError(f"options {options} of a needle must be 2 to {len(_LETTERS)} and contain {self.answer!r}")
 
 
 class NeedleModel(Protocol):
@@ -76,13 +73,14 @@ class Haystack(Protocol):
 
 
 def insert_needle(video: Video, image: np.ndarray, depth: float, *, mode: str = "insert") -> tuple[Video, int]:
-    """The video with one more frame (``insert``: index ``int(depth · T)``, as LongVA has it) or one other frame (``replace``).
+    """The video with a frame added (``insert``, at ``int(depth · T)`` as LongVA has it) or exchanged (``replace``).
 
     Args:
         video: T frames.
         image: ``uint8 [h, w, 3]``, resized to the frames.
         depth: 0 is the first frame, 1 the last.
-        mode: With ``insert`` the frames after the needle move by one frame's time and the video becomes that much longer.
+        mode: With ``insert`` the frames after the needle move by one frame's time and the video becomes that much
+            longer.
 
     Returns:
         The new video and the index of the needle.
@@ -126,9 +124,7 @@ def is_right(reply: str, answer: str, wrong: Sequence[str] = ()) -> bool:
         found = _LETTER.match(reply)
         return found is not None and found[1].upper() == answer
     said = _words(reply)
-    return f" {_words(answer).strip()} " in said and not any(
-        f" {_words(w).strip()} " in said for w in wrong if w != answer
-    )
+    return _words(answer) in said and not any(_words(w) in said for w in wrong if w != answer)
 
 
 def guess_chance(needles: Sequence[Needle]) -> float:
@@ -146,5 +142,6 @@ def _resized(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _words(text: str) -> str:
+    """Lower-case words between single spaces, with a space at both ends."""
     words = re.findall(r"[^\W_]+", text.lower())
     return f" {' '.join(words)} "

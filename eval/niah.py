@@ -1,10 +1,10 @@
 """Needle in a video haystack: hide one picture among many frames and ask about it.
 
-After LongVA's V-NIAH and LongVILA (2408.10188): number of frames x depth, a mean per cell. Two things are reported side
-by side, because one hides the other's failures: what the model says by itself (``free``), and whether the right answer's
-tokens are each the most likely ones when the answer is forced on it (``forced``, the papers' measure). Options of
-multiple-choice needles are rotated, so that a taste for one letter scores chance, and every length is also asked without
-a needle, which measures that taste (ours).
+After LongVA's V-NIAH and LongVILA (2408.10188): number of frames x depth, a mean per cell. Two things are reported
+side by side, because one hides the other's failures: what the model says by itself (``free``), and whether the right
+answer's tokens are each the most likely ones when the answer is forced on it (``forced``, the papers' measure). Options
+of multiple-choice needles are rotated, so that a taste for one letter scores chance, and every length is also asked
+without a needle, which measures that taste (ours).
 """
 
 from __future__ import annotations
@@ -67,18 +67,16 @@ def search(
         known: Cells that need not be measured again; they are yielded as they are.
     """
     done = {(c.frames, c.depth): c for c in known}
-    plan = [(n, d) for n in lengths for d in (NO_NEEDLE, *depths)]
     video: Video | None = None
-    for frames, depth in tqdm(plan, desc="needle in a haystack", unit="cell"):
+    for frames, depth in tqdm(_plan(lengths, depths), desc="needle in a haystack", unit="cell"):
         if (frames, depth) in done:
             yield done[frames, depth]
             continue
         if video is None or len(video.frames) != frames:
             video = haystack(frames)
             if len(video.frames) != frames:
-                raise DataError(
-                    f"the haystack {haystack.name!r} gave {len(video.frames)} frames instead of {frames}; use a longer one"
-                )
+                found = f"the haystack {haystack.name!r} gave {len(video.frames)} frames instead of {frames}"
+                raise DataError(f"{found}; use a longer video or fewer frames")
         yield _measure(model, video, needles, frames=frames, depth=depth, mode=mode)
 
 
@@ -95,34 +93,41 @@ def evaluate(
     command: str = "vlm eval niah",
     out: Path = Path("docs/results"),
     title: str = "niah",
+    fresh: bool = False,
 ) -> Path:
-    """Measure every cell, writing ``out/niah.json`` after each; a file of the same model, haystack and needles is continued.
+    """Measure every cell and write ``out/niah.json`` after each; a file of the same measurement is continued.
 
     Args:
-        name: Of the model.
+        model: Who is asked.
+        haystack: Where needles are hidden.
+        needles: What is hidden, one at a time.
+        name: What the results call the model; two models, or two states of one, must differ in it.
+        lengths: Numbers of haystack frames.
+        depths: In 0..1.
+        mode: See `insert_needle`.
+        seed: Of needles and haystack.
+        command: Repeats the measurement.
+        out: Folder.
         title: Of the files: ``title.json`` and ``title.png`` (heat maps).
+        fresh: Measure every cell again.
 
     Returns:
         The path of the JSON file.
     """
     if not needles:
         raise DataError("no needles to hide; give at least one")
-    same = {
-        "model": name,
-        "haystack": haystack.name,
-        "mode": mode,
-        "needles": f"{len(needles)}, sha256 {_digest(needles)[:16]}",
-    }
-    path = out / f"{title}.json"
-    cells: list[Cell] = []
-    for cell in search(
-        model, haystack, needles, lengths=lengths, depths=depths, mode=mode, known=_known_cells(path, same, seed)
-    ):
-        cells.append(cell)
-        whole = len(cells) == len(lengths) * (len(depths) + 1)
-        rows = [*_summary(cells, guess_chance(needles)), *(r for c in cells for r in _cell_rows(c))]
-        write_results(title, rows, command=command, seed=seed, setting={**same, "complete": whole}, out_dir=out)
-    _plot(out / f"{title}.png", cells, name)
+    needle_facts = f"{len(needles)}, sha256 {_digest(needles)[:16]}"
+    same = {"model": name, "haystack": haystack.name, "mode": mode, "needles": needle_facts}
+    path, plan = out / f"{title}.json", _plan(lengths, depths)
+    known = [] if fresh else _known_cells(path, same, seed)
+    cells = {(c.frames, c.depth): c for c in known if (c.frames, c.depth) in plan}
+    for cell in search(model, haystack, needles, lengths=lengths, depths=depths, mode=mode, known=known):
+        cells[cell.frames, cell.depth] = cell
+        done = [cells[p] for p in plan if p in cells]
+        rows = [*_summary(done, guess_chance(needles)), *(r for c in done for r in _cell_rows(c))]
+        setting = {**same, "complete": len(done) == len(plan)}
+        write_results(title, rows, command=command, seed=seed, setting=setting, out_dir=out)
+    _plot(out / f"{title}.png", [cells[p] for p in plan], name)
     return path
 
 
@@ -136,6 +141,7 @@ def run(
     mode: str = "insert",
     haystack: str | None = None,
     seed: int = 0,
+    fresh: bool = False,
 ) -> None:
     """``vlm eval niah``: digits hidden in a video.
 
@@ -148,41 +154,35 @@ def run(
         mode: ``insert`` or ``replace``.
         haystack: A video file; default: shapes in motion.
         seed: Of the needles and of the generated haystack.
+        fresh: Measure again what the results file already has.
     """
     from eval.assistant import AssistantModel
     from eval.haystacks import FileHaystack, ShapesHaystack, digit_needles
     from vlm.presets import load
 
-    assistant = load(model or "nano")
-    size = int(assistant.processor.pixels["image_size"])
-    counts = _numbers(lengths)
-    needles = digit_needles(size=size, seed=seed)[:limit]
+    name = model or "nano"
+    asked = AssistantModel(load(name))
+    size = int(asked.assistant.processor.pixels["image_size"])
     hay: Haystack = FileHaystack(Path(haystack), size) if haystack else ShapesHaystack(size, seed)
-    given = {
-        "model": model,
-        "limit": limit,
-        "haystack": Path(haystack).name if haystack else None,
-        "mode": mode,
-        "seed": seed,
-    }
-    words = [
-        f"{k}={v}"
-        for k, v in {"lengths": lengths, "depths": depths, **given}.items()
-        if v is not None and k not in ("model", "limit")
-    ]
-    flags = [f"--{k} {given[k]}" for k in ("model", "limit") if given[k] is not None]
+    command = f"vlm eval niah lengths={lengths} depths={depths} mode={mode} seed={seed} --model {Path(name).name}"
+    command += f" haystack={Path(haystack).name}" if haystack else ""
     evaluate(
-        AssistantModel(assistant),
+        asked,
         hay,
-        needles,
-        name=model or "nano",
-        lengths=counts,
+        digit_needles(size=size, seed=seed)[:limit],
+        name=f"{Path(name).name}, weights {asked.fingerprint()}",
+        lengths=_numbers(lengths),
         depths=np.linspace(0, 1, depths).round(4).tolist(),
         mode=mode,
         seed=seed,
-        command=" ".join(["vlm eval niah", *words, *flags]),
+        command=command + (f" --limit {limit}" if limit else ""),
         out=out,
+        fresh=fresh,
     )
+
+
+def _plan(lengths: Sequence[int], depths: Sequence[float]) -> list[tuple[int, float]]:
+    return [(n, d) for n in dict.fromkeys(lengths) for d in (NO_NEEDLE, *dict.fromkeys(depths))]
 
 
 def _measure(
@@ -205,14 +205,9 @@ def _cell_rows(cell: Cell) -> list[Row]:
     for score in _SCORES:
         right = getattr(cell, score)
         low, high = (round(100 * bound, 1) for bound in wilson(right, cell.trials))
-        counts = {
-            "frames": cell.frames,
-            "depth": cell.depth,
-            "right": right,
-            "trials": cell.trials,
-            "tokens": cell.tokens,
-        }
-        rows.append(row(f"{score}: {cell.label}", 100 * right / cell.trials, "%", low=low, high=high, **counts))
+        setting: dict[str, Any] = {"frames": cell.frames, "depth": cell.depth, "right": right, "trials": cell.trials}
+        setting |= {"low": low, "high": high, "tokens": cell.tokens}
+        rows.append(row(f"{score}: {cell.label}", 100 * right / cell.trials, "%", **setting))
     return rows
 
 
@@ -227,9 +222,8 @@ def _summary(cells: Sequence[Cell], chance: float) -> list[Row]:
             right, trials = sum(getattr(c, score) for c in chosen), sum(c.trials for c in chosen)
             if trials:
                 low, high = (round(100 * bound, 1) for bound in wilson(right, trials))
-                rows.append(
-                    row(f"{score}: {label}", 100 * right / trials, "%", right=right, trials=trials, low=low, high=high)
-                )
+                setting: dict[str, Any] = {"right": right, "trials": trials, "low": low, "high": high}
+                rows.append(row(f"{score}: {label}", 100 * right / trials, "%", **setting))
     return [*rows, row("chance: guessing among the answers", 100 * chance, "%")]
 
 
@@ -244,10 +238,9 @@ def _known_cells(path: Path, same: dict[str, Any], seed: int) -> list[Cell]:
     for r in old["rows"]:
         setting = r.get("setting") or {}
         if "depth" in setting:
-            cell = found.setdefault(
-                (setting["frames"], setting["depth"]), {"trials": setting["trials"], "tokens": setting["tokens"]}
-            )
-            cell[r["name"].split(":")[0]] = setting["right"]
+            counts = found.setdefault((setting["frames"], setting["depth"]), {})
+            counts |= {k: setting[k] for k in ("trials", "tokens")}
+            counts[r["name"].split(":")[0]] = setting["right"]
     return [Cell(frames=f, depth=d, **counts) for (f, d), counts in found.items()]
 
 

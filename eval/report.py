@@ -269,7 +269,8 @@ def bar_chart(path: str | Path, bars: Iterable[Row], *, title: str = "", unit: s
     figure = _figure(1.5 + 1.1 * max(len(drawn), 2), 4.2)
     axis = figure.subplots()
     for x, r in enumerate(drawn):
-        value, setting = r["value"], r.get("setting") if isinstance(r.get("setting"), dict) else {}
+        value, given = r["value"], r.get("setting")
+        setting: dict[str, Any] = given if isinstance(given, dict) else {}
         axis.bar(x, value, width=0.6, color="#4878a8" if r.get("holds") is not False else "#d08050")
         if "low" in setting and "high" in setting:
             spread = [[max(0.0, value - setting["low"])], [max(0.0, setting["high"] - value)]]

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class CheckpointStore:
 
     folder: Path
     keep: int = 2
-    _locked: bool = field(default=False, repr=False)
 
     def versions(self) -> list[Path]:
         """Folders of the versions, oldest first, whether sound or not."""

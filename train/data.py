@@ -230,7 +230,7 @@ class Prefetcher:
 
     def __init__(self, source: MicroBatches, start: int, stop: int, *, workers: int = 0, ahead: int = 2) -> None:
         self._closed = threading.Event()
-        self._processes: list[Any] = []
+        self._loader: Any = None
         items = range(start, stop)
         self._items = (
             self._from_workers(source, items, workers, ahead) if workers else self._from_thread(source, items, ahead)
@@ -246,9 +246,12 @@ class Prefetcher:
         """Stop the background work; items not yet taken are dropped."""
         self._closed.set()
         self._items.close()
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
+        if self._loader is not None:
+            workers = self._loader._workers
+            self._loader._shutdown_workers()  # now, not when the last reference to the iterator goes
+            for worker in workers:
+                if worker.is_alive():  # busy with a sample and deaf to SIGTERM, see `_leave_signals_to_parent`
+                    worker.kill()
 
     def _from_thread(self, source: MicroBatches, items: range, ahead: int) -> Any:
         ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
@@ -280,9 +283,8 @@ class Prefetcher:
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator().manual_seed(0),
         )
-        iterator = iter(loader)
-        self._processes = list(getattr(iterator, "_workers", []))
-        yield from iterator
+        self._loader = iter(loader)
+        yield from self._loader
 
 
 @dataclass

@@ -120,4 +120,6 @@ def _load_eyes(nano: VLMForConditionalGeneration, folder: Path) -> None:
     tower = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     missing, unexpected = nano.vision_tower.load_state_dict(tower, strict=False)
     if not tower or missing or unexpected:
-        raise CheckpointError(f"{folder}: no vision tower that fits nano's; run the recipe nano_eyes (missing {missing[:3]})")
+        raise CheckpointError(
+            f"{folder}: no vision tower that fits nano's; run the recipe nano_eyes (missing {missing[:3]})"
+        )

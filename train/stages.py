@@ -9,6 +9,7 @@ dotted path, stages by name or by number: ``python -m train tiny seed=3 stages.s
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import types
 import typing
@@ -214,7 +215,13 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     tree["model"] = _as_call(tree["model"]) if "model" in tree else {}
     tree["stages"] = [_normal_stage(s) for s in stages]
     for number, stage in enumerate(tree["stages"]):
-        _parse(Stage, stage, where=f"stages.{stage.get('name', number)}.")
+        where = f"stages.{stage.get('name', number)}."
+        for key in ("data", "collate"):
+            _check_keys(Call, stage.get(key), f"{where}{key}.")
+        for plugin in stage.get("plugins") or ():
+            _check_keys(Call, plugin, f"{where}plugins.")
+        _parse(Stage, stage, where=where)
+    _check_keys(Call, tree["model"], "model.")
     return typing.cast(Recipe, _parse(Recipe, tree))
 
 
@@ -267,22 +274,28 @@ def _parse(cls: type, tree: dict[str, Any], *, where: str = "") -> Any:
     """jsonargparse on a dataclass, with its errors said in one line that starts with the key."""
     import jsonargparse
 
+    _check_keys(cls, tree, where)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None)
     try:
         return cls(**vars(parser.instantiate(parser.parse_object(tree))))
     except (argparse.ArgumentError, TypeError, AttributeError) as error:
-        raise ConfigError(where + _one_line(str(error), {f.name for f in fields(cls)})) from error
+        raise ConfigError(where + _one_line(str(error))) from error
 
 
-def _one_line(message: str, known: set[str]) -> str:
+def _check_keys(cls: type, tree: Any, where: str) -> None:
+    known = [f.name for f in fields(cls)]
+    for key in tree if isinstance(tree, dict) else ():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known) or known
+            raise ConfigError(f"{where}{key}: there is no such key; near: {', '.join(near)}")
+
+
+def _one_line(message: str) -> str:
     """``Parser key "steps":\\n  Expected ...`` -> ``steps: Expected ...``."""
     lines = [line.strip() for line in message.splitlines() if "class_path" not in line]
     text = " ".join(lines).replace('Parser key "', "").replace('":', ":")
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "")
-    if "not accepted" in text or "not accept" in text:
-        text += f" (known keys: {', '.join(sorted(known))})"
-    return text
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "")
 
 
 def _check_not_none(config: Any) -> None:

@@ -140,7 +140,7 @@ def conversations(
     return ShapesDataset(split, seed, size, level, image_size, num_frames, turns, kinds, via_file)
 
 
-def scene_for(split: str, *, seed: int, index: int, level: str = "clips") -> Scene:
+def scene_for(split: str, *, seed: int, index: int, level: str | Level = "clips") -> Scene:
     """One scene on its own, for example to write as a file."""
     return conversations(split, seed=seed, size=index + 1, level=level).scene(index)
 

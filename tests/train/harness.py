@@ -1,4 +1,6 @@
-"""Runs small trainings in forked children of one server process that has torch imported already, so that a run starts in a moment."""
+"""Runs small trainings in forked children of one server process that has torch imported already, so that a run starts
+in a moment.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,9 @@ def run_world(recipe: Recipe, size: int) -> list[int]:
 def child_main(
     events: Connection, recipe: Recipe, world: tuple[int, int, int] | None, patience: float = 5.0, log: str = ""
 ) -> None:
-    """What a child does: train, tell the parent about it, and exit as ``python -m train`` would (3 for our own errors)."""
+    """What a child does: train, tell the parent about it, and exit as ``python -m train`` would (3 for our own
+    errors).
+    """
     import torch
 
     import train.run

@@ -172,7 +172,7 @@ class Broken(Backwards):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_the_dataset_arrive_with_their_type(workers: int) -> None:
     fetched = Prefetcher(micro(dataset=Broken(37)), 0, 2, workers=workers)
-    with pytest.raises(DataError, match="16 samples in a row are unusable; the first: sample .*broken"):
+    with pytest.raises(DataError, match=r"16 samples in a row are unusable; the first: sample .*broken"):
         next(iter(fetched))
     fetched.close()
     fetched = Prefetcher(micro(dataset=Broken(37, longest=3)), 0, 2, workers=workers)

@@ -15,7 +15,7 @@ model: train.tiny:model
 out: somewhere
 stages:
   - {name: align, trainable: {lm_head: 1e-3}, data: "train.tiny:backwards", steps: 3}
-  - {name: sft, trainable: {"*": 2.5E-4}, data: {call: "train.tiny:backwards", args: {size: 9}}, steps: 5, plugins: [lora]}
+  - {name: sft, trainable: {"*": 2.5E-4}, data: {call: "train.tiny:backwards"}, steps: 5, plugins: [lora]}
 """
 
 

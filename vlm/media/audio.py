@@ -17,7 +17,7 @@ from vlm.media.source import Source, open_container, resolve
 from vlm.media.types import Audio
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioStream
+    from av import AudioFrame, AudioResampler, AudioStream
     from av.container import InputContainer
 
 _GAP = 0.05  # s; a hole in the times larger than this is filled with silence, so that later sound stays in place
@@ -55,28 +55,41 @@ def load_audio(
     if (start or 0) < 0 or (end is not None and end <= (start or 0)):
         raise ConfigError(f"start={start} and end={end} must be seconds with 0 <= start < end")
     limits = limits or MediaLimits()
-    source = resolve(src, limits)
+    return read_audio(resolve(src, limits), rate, start or 0.0, end, limits)
+
+
+def read_audio(
+    source: Source, rate: int, start: float, end: float | None, limits: MediaLimits, zero: float | None = None
+) -> Audio:
+    """`load_audio` on a resolved source; `zero` is the container time of second 0 if the caller knows it."""
     with open_container(source, limits) as container:
         stream = audio_stream(container)
         if stream is None:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
             raise MediaError(source.name, f"has no sound track (streams: {kinds})")
         check_decoder(stream, source)
-        return _Track(container, stream, source, limits).read(rate, start or 0.0, end)
+        if zero is None:
+            video = container.streams.video[0] if container.streams.video else None
+            origin = presentation_zero(container, video, video.start_time if video is not None else None)
+        else:
+            origin = Fraction(zero)
+        return _Track(container, stream, source, limits, origin).read(rate, start, end)
 
 
 class _Track:
     """Decodes one sound track from start to end of a window."""
 
-    def __init__(self, container: InputContainer, stream: AudioStream, source: Source, limits: MediaLimits) -> None:
+    def __init__(
+        self, container: InputContainer, stream: AudioStream, source: Source, limits: MediaLimits, zero: Fraction
+    ) -> None:
         self._container = container
         self._stream = stream
         self._source = source
         self._limits = limits
         self._deadline = Deadline(limits.max_wall_seconds)
-        video = container.streams.video[0] if container.streams.video else None
-        self._zero = presentation_zero(container, video)
+        self._zero = zero
         self._damaged = 0
+        self._bytes = 0  # of resampled sound so far
 
     def read(self, rate: int, start: float, end: float | None) -> Audio:
         from av import AudioResampler
@@ -90,8 +103,8 @@ class _Track:
         first: float | None = None
         for time, frame in self._in_place(start, end):
             first = time if first is None else first
-            parts += self._resample(resampler, frame, parts, rate)
-        parts += self._resample(resampler, None, parts, rate) if parts else []
+            parts += self._resample(resampler, frame)
+        parts += self._resample(resampler, None) if first is not None else []
         if self._damaged:
             text = f"{self._source.name}: {self._damaged} damaged packets of sound were left out"
             warnings.warn(MediaWarning(text), stacklevel=4)
@@ -108,20 +121,18 @@ class _Track:
             raise MediaError(self._source.name, "holds no sound in the requested window")
         return Audio(samples=samples, rate=rate, start=first + skip / rate)
 
-    def _resample(
-        self, resampler: object, frame: AudioFrame | None, before: list[np.ndarray], rate: int
-    ) -> list[np.ndarray]:
+    def _resample(self, resampler: AudioResampler, frame: AudioFrame | None) -> list[np.ndarray]:
+        """Feed one frame (None drains) -> float32 [C, s] pieces; counts them against the limits."""
         import av
 
         try:
-            parts = [part.to_ndarray() for part in resampler.resample(frame)]  # type: ignore[attr-defined]
+            parts = [part.to_ndarray() for part in resampler.resample(frame)]
         except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise MediaError(self._source.name, f"its sound cannot be resampled to {rate} Hz: {error}") from error
-        total = sum(part.nbytes for part in [*before[-1:], *parts])
-        self._bytes = getattr(self, "_bytes", 0) + sum(part.nbytes for part in parts)
-        self._limits.check_decoded(self._source.name, max(self._bytes, total))
-        if before or parts:
-            self._limits.check_seconds(self._source.name, self._bytes / (4 * (before or parts)[0].shape[0] * rate))
+            raise MediaError(self._source.name, f"its sound cannot be resampled: {error}") from error
+        for part in parts:
+            self._bytes += part.nbytes
+            self._limits.check_decoded(self._source.name, self._bytes)
+            self._limits.check_seconds(self._source.name, self._bytes / (4 * part.shape[0] * resampler.rate))
         return parts
 
     def _in_place(self, start: float, end: float | None) -> Iterator[tuple[float, AudioFrame]]:

@@ -26,7 +26,7 @@ _JUMP_SECONDS = 2.0  # without an index, targets further apart than this are rea
 _ELEMENTARY = {"h264", "hevc", "m4v", "mpegvideo", "obu"}
 _LONG_GOP = 500  # packets held while looking for a later keyframe
 _KEY_TRIES = 8  # packets; a keyframe may come as two fields, or be damaged
-_HOLD_SECONDS = 1.0  # how long a last frame may stay on screen after a clean end of file
+_HOLD_SECONDS = 0.5  # how long a last frame may stay on screen after a clean end of file
 
 
 class Cursor:
@@ -44,6 +44,7 @@ class Cursor:
         damaged: Packets the decoder refused so far.
         missing: Target times (ticks) for which the file holds no frame because it ends early.
         last_end: Ticks at which the last frame read before an early end stops being shown.
+        cut_off: True once it is certain that the file is shorter than it was when it was written.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Cursor:
         self.damaged = 0
         self.missing: list[int] = []
         self.last_end: int | None = None
+        self.cut_off = False
         self._source = source
         self._limits = limits
         self._deadline = deadline
@@ -115,13 +117,14 @@ class Cursor:
                 yield current
             else:
                 self.missing.append(tick)
+                self.cut_off |= self._ended_early()
 
     def _covers(self, frame: VideoFrame, tick: int) -> bool:
         """Is the last frame that could be decoded the one shown at `tick`, or does the file end before?"""
         if self._last_read is None or tick <= self._last_read:
             return True  # packets up to the target were there; what is missing was damaged, the picture stands still
         end = self._note_end(frame)
-        hold = 0 if self._cut or self._index_goes_on() else round(_HOLD_SECONDS / self.base)
+        hold = 0 if self._ended_early() else round(_HOLD_SECONDS / self.base)
         return tick <= end + hold
 
     def _note_end(self, frame: VideoFrame) -> int:
@@ -129,10 +132,11 @@ class Cursor:
         self.last_end = max(end, self.last_end or end)
         return end
 
-    def _index_goes_on(self) -> bool:
-        """True if the container lists frames after the last packet that could be read: the file was cut off."""
+    def _ended_early(self) -> bool:
+        """True if reading failed, or the container lists frames after the last packet there is: the file was cut off."""
         index = self.stream.index_entries
-        return self._last_dts is not None and len(index) > 0 and index[len(index) - 1].timestamp > self._last_dts
+        listed = index[len(index) - 1].timestamp if len(index) else None
+        return self._cut or (listed is not None and (self._last_dts is None or listed > self._last_dts))
 
     @property
     def _indexed(self) -> bool:
@@ -176,8 +180,9 @@ class Cursor:
             yield frame
         if waiting is not None:
             yield waiting
-        if end < last and (self._cut or self._index_goes_on()):
+        if end < last and self._ended_early():
             self.missing.append(last)
+            self.cut_off = True
 
     def keyframe_at(self, tick: int) -> VideoFrame | None:
         """The nearest keyframe at or before `tick`, or the first one; None if it cannot be decoded.

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol, Self, get_args
 import numpy as np
 
 from vlm.errors import ConfigError, MediaError
-from vlm.media.audio import load_audio
+from vlm.media.audio import read_audio
 from vlm.media.convert import resolve_size
 from vlm.media.limits import MediaLimits
 from vlm.media.pyav import FrameAt, PyavReader, Request
@@ -224,7 +224,7 @@ def _request(
         raise MediaError(info.source, "states no length and holds no packets to measure it by")
     shape = resolve_size(size)
     if shape is not None:
-        limits.check_pixels("requested size", shape[1], shape[0])
+        limits.check_pixels(info.source, shape[1], shape[0])
     first, last = resolve_window(info.source, info.duration, start, end)
     limits.check_frames(info.source, count_times(first, last, num_frames=num_frames, fps=fps))
     times = None
@@ -272,4 +272,6 @@ def _load_sound(
 ) -> Audio | None:
     if rate is None or not info.has_audio:
         return None
-    return load_audio(src, rate=rate, start=request.start, end=request.end, limits=limits)  # type: ignore[arg-type]
+    if rate < 1:
+        raise ConfigError(f"audio_rate must be a positive number of samples per second, not {rate}")
+    return read_audio(resolve(src, limits), rate, request.start, request.end, limits, info.start)

@@ -48,25 +48,35 @@ def check_decoder(stream: VideoStream | AudioStream, source: Source) -> None:
         raise MediaError(source.name, f"has a {stream.type} stream without a time base")
 
 
-def presentation_zero(container: InputContainer, video: VideoStream | None) -> Fraction:
+def presentation_zero(container: InputContainer, video: VideoStream | None, begin: int | None) -> Fraction:
     """Container time in seconds at which a player's clock shows 0.
 
     That is the earlier of the first video frame and the first audible sound. Sound before 0 is the encoder's priming,
     which is not presented, and therefore does not count.
+
+    Args:
+        container: The file.
+        video: Its video stream if it has one,
+        begin: and the time of that stream's first frame in ticks.
     """
     starts = []
-    if video is not None and video.start_time is not None and video.time_base:
-        starts.append(video.start_time * video.time_base)
+    if video is not None and begin is not None and video.time_base:
+        starts.append(begin * video.time_base)
     audio = audio_stream(container)
     if audio is not None and audio.start_time is not None and audio.time_base:
         starts.append(max(audio.start_time * audio.time_base, Fraction(0)))
     return min(starts, default=Fraction(0))
 
 
-def stated_end(container: InputContainer, stream: VideoStream | AudioStream) -> Fraction | None:
-    """Container time in seconds at which the container says the stream ends; None if it does not say."""
+def stated_end(
+    container: InputContainer, stream: VideoStream | AudioStream, first: int | None = None
+) -> Fraction | None:
+    """Container time in seconds at which the container says the stream, which begins at `first` ticks, ends.
+
+    None if it does not say.
+    """
     base = stream.time_base or Fraction(0)
-    begin = (stream.start_time or 0) * base
+    begin = ((stream.start_time if first is None else first) or 0) * base
     if stream.duration is not None and stream.duration > 0:
         return begin + stream.duration * base
     tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska's per-stream duration
@@ -118,17 +128,18 @@ def presentation_times(source: Source, limits: MediaLimits) -> np.ndarray:
 def find_duration(
     container: InputContainer,
     stream: VideoStream | AudioStream,
+    first: int | None,
     zero: Fraction,
     source: Source,
     limits: MediaLimits,
     deadline: Deadline,
 ) -> float | None:
-    """Seconds from `zero` to the end of the stream, checked against the limits; None if nothing tells.
+    """Seconds from `zero` to the end of the stream (which begins at `first` ticks), checked against the limits; None if nothing tells.
 
     Reads through the file if its header does not state a duration (for instance recordings made by a browser); the
     caller has to seek before it reads on.
     """
-    end = stated_end(container, stream)
+    end = stated_end(container, stream, first)
     if end is None:
         end = scanned_end(container, stream, deadline)
     if end is None:

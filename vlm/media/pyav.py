@@ -71,10 +71,14 @@ class PyavReader:
         try:
             stream = video_stream(container, source)
             limits.check_pixels(source.name, stream.codec_context.width, stream.codec_context.height)
-            self._zero = presentation_zero(container, stream)
-            duration = find_duration(container, stream, self._zero, source, limits, self._deadline)
-            self._cursors.append(Cursor(container, stream, source, limits, self._deadline))
-            self.info = self._describe(self._cursors[0], duration)
+            cursor = Cursor(container, stream, source, limits, self._deadline)
+            self._cursors.append(cursor)
+            first = next(cursor.frames_at([stream.start_time or 0]), None)
+            cursor.missing.clear()
+            begin = stream.start_time if first is None else first.pts
+            self._zero = presentation_zero(container, stream, begin)
+            duration = find_duration(container, stream, begin, self._zero, source, limits, self._deadline)
+            self.info = self._describe(cursor, first, duration)
         except BaseException:
             container.close()
             raise
@@ -86,11 +90,9 @@ class PyavReader:
         for cursor in self._cursors:
             cursor.close()
 
-    def _describe(self, cursor: Cursor, duration: float | None) -> VideoInfo:
-        """Look at the first frame as well: only frames know the rotation, and some headers no size."""
+    def _describe(self, cursor: Cursor, first: VideoFrame | None, duration: float | None) -> VideoInfo:
+        """The first frame is looked at as well: only frames know the rotation, and some headers no size."""
         stream = cursor.stream
-        first = next(cursor.frames_at([stream.start_time or 0]), None)
-        cursor.missing.clear()
         width, height = stream.codec_context.width, stream.codec_context.height
         turns = 0
         if first is not None:
@@ -220,6 +222,8 @@ class PyavReader:
 
     def _nothing(self, request: Request, damaged: int) -> str:
         window = f"between {request.start:.3f} and {request.end:.3f} s"
+        if any(cursor.cut_off for cursor in self._cursors):
+            return f"is cut off and holds no frame {window}"
         if damaged:
             return f"no frame can be decoded {window} ({damaged} damaged packets)"
-        return f"holds no frame {window}; the file is cut off or its header lies about the length"
+        return f"holds no frame {window}; its header is wrong about the length"

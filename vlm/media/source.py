@@ -173,9 +173,9 @@ def _has_moov(source: Source) -> bool:
                 return True
             size = int.from_bytes(header[:4], "big")
             size = int.from_bytes(header[8:16], "big") if size == 1 else size
-            if size < 8:
-                return False
             position += size
+            if size < 8 or position > source.size:
+                return False
         return False
     finally:
         if source.reopenable:

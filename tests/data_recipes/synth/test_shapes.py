@@ -1,0 +1,163 @@
+"""The shapes world as a dataset: deterministic, truly held out, exact in time, and the same through a real file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, needle_frame, scene_for
+from data_recipes.synth.shapes_questions import PHRASINGS
+from data_recipes.synth.shapes_render import COLOURS, DIGITS
+from data_recipes.synth.shapes_scene import Scene
+from vlm.errors import ConfigError
+from vlm.media import load_audio, load_video, probe
+
+SMALL = replace(LEVELS["clips"], seconds=(2.0, 4.0), fps=(8, 12), frames=(8, 8))
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+def test_an_item_is_a_function_of_seed_and_index_alone() -> None:
+    one = conversations("train", seed=3, size=50, level="short")
+    other = conversations("train", seed=3, size=20, level="short")
+    _ = [other[i] for i in (7, 2)]
+    first, second = one[5], other[5]
+    assert first.messages[1:] == second.messages[1:]
+    videos = [s.messages[0]["content"][0]["video"] for s in (first, second)]
+    assert np.array_equal(videos[0].frames, videos[1].frames)
+    assert conversations("train", seed=4, size=50, level="short")[5].meta["scene"] != first.meta["scene"]
+
+
+@pytest.mark.parametrize("level", ["stills", "clips"])
+def test_training_never_shows_or_names_a_held_out_pair(level: str) -> None:
+    data = conversations("train", seed=0, size=200, level=level, turns=40)
+    hidden = [f"{colour} {shape}" for shape, colour in HELD_OUT]
+    for index in range(60):
+        scene = data.scene(index)
+        assert not HELD_OUT & {(a.shape, a.colour) for a in scene.appearances()}
+        text = " ".join(part["text"] for m in data[index].messages for part in m["content"] if part["type"] == "text")
+        assert not [noun for noun in hidden if noun in text]
+
+
+def test_every_held_out_scene_shows_a_held_out_pair() -> None:
+    data = conversations("heldout", seed=0, size=60, level="clips")
+    assert all(HELD_OUT & {(a.shape, a.colour) for a in data.scene(i).appearances()} for i in range(60))
+
+
+def test_held_out_phrasings_are_new_but_use_known_words() -> None:
+    known = set().union(*(words(p) for train, _ in PHRASINGS.values() for p in train))
+    for kind, (train, held_out) in PHRASINGS.items():
+        assert len(train) >= 2 and held_out, kind
+        assert not set(train) & set(held_out), kind
+        for phrasing in held_out:
+            assert words(phrasing) <= known, (kind, words(phrasing) - known)
+
+
+def test_a_conversation_is_about_one_clip_and_alternates() -> None:
+    sample = conversations("train", seed=0, size=10, level="clips", turns=8)[1]
+    assert [m["role"] for m in sample.messages] == ["user", "assistant"] * (len(sample.messages) // 2)
+    kinds = [part["type"] for m in sample.messages for part in m["content"]]
+    assert kinds.count("video") == 1 and kinds[0] == "video"
+    assert 4 <= len(sample.meta["turns"]) <= 8
+    assert [m["content"][0]["text"] for m in sample.messages[1::2]] == [t.answer for t in sample.meta["turns"]]
+
+
+@pytest.mark.parametrize("name", sorted(LEVELS))
+def test_levels_keep_their_bounds(name: str) -> None:
+    step, data = LEVELS[name], conversations("train", seed=1, size=40, level=name, image_size=64)
+    for index in range(15):
+        scene = data.scene(index)
+        assert step.shapes[0] <= len(scene.shapes) <= step.shapes[1]
+        if not step.still:
+            assert step.seconds[0] - 0.1 <= scene.duration <= step.seconds[1] + 0.1
+            assert step.fps[0] <= scene.fps <= step.fps[1]
+        assert 64 <= scene.size <= 256
+        assert bool(scene.beeps) == (step.beeps == 1.0)
+
+
+def test_needles_are_seen_by_at_least_one_sampled_frame() -> None:
+    data = conversations("train", seed=2, size=100, level="needle")
+    seen = 0
+    for index in range(40):
+        sample = data[index]
+        for thing in sample.meta["scene"].digits:
+            times = sample.messages[0]["content"][0]["video"].timestamps
+            shown = int(((times >= thing.visible.start) & (times < thing.visible.end)).sum())
+            assert 1 <= shown <= 3
+            seen += 1
+    assert seen > 20
+
+
+def test_a_written_file_shows_what_the_scene_says_when_it_says(tmp_path: Path) -> None:
+    checked = 0
+    for index in range(6):
+        scene = scene_for("train", seed=5, index=index, level=SMALL)
+        path = scene.write(tmp_path / "clip.mp4", size=96)
+        info = probe(path)
+        assert info.codec == "h264" and info.duration == pytest.approx(scene.duration, abs=0.5 / scene.fps)
+        count = round(scene.duration * scene.fps)
+        video = load_video(path, num_frames=count)
+        assert np.allclose(video.timestamps, np.arange(count) / scene.fps, atol=1e-3)
+        difference = np.abs(video.frames.astype(int) - scene.frames(video.timestamps, 96).astype(int)).mean()
+        assert difference < 6.0
+        checked += _check_spans(scene, video.frames, video.timestamps)
+    assert checked >= 4
+
+
+def _check_spans(scene: Scene, frames: np.ndarray, times: np.ndarray) -> int:
+    """Where a thing is drawn alone its colour is there exactly from the start of its span to its end."""
+    checked = 0
+    for a in scene.appearances():
+        if a.thing.track.motion != "still" or a.thing.turns or a.span.end - a.span.start > 0.9 * scene.duration:
+            continue
+        x, y = a.thing.track.at(a.span.start)
+        row, column = int(y * 96), int(x * 96)
+        distance = np.abs(frames[:, row, column].astype(int) - np.array(COLOURS[a.colour])).sum(-1)
+        visible = (times >= a.span.start - 1e-6) & (times < a.span.end - 1e-6)
+        assert (distance[visible] < 90).all() and (distance[~visible] > 90).all()
+        checked += 1
+    return checked
+
+
+def test_drawn_and_decoded_videos_agree() -> None:
+    drawn = conversations("train", seed=6, size=4, level=SMALL, num_frames=8)[2]
+    decoded = conversations("train", seed=6, size=4, level=SMALL, num_frames=8, via_file=1.0)[2]
+    one, two = (s.messages[0]["content"][0]["video"] for s in (drawn, decoded))
+    assert two.info.codec == "h264" and one.info.codec == "none"
+    assert np.allclose(one.timestamps, two.timestamps, atol=1e-3)
+    assert one.frames.shape == two.frames.shape == (8, 64, 64, 3)
+    assert np.abs(one.frames.astype(int) - two.frames.astype(int)).mean() < 8.0
+
+
+def test_beeps_are_heard_when_the_scene_says(tmp_path: Path) -> None:
+    scene = scene_for("train", seed=7, index=0, level=replace(SMALL, beeps=1.0))
+    audio = load_audio(scene.write(tmp_path / "clip.mp4"), rate=16_000)
+    loud = np.abs(audio.samples[0])
+    for beep in scene.beeps:
+        first, last = int(beep.span.start * 16_000), int(beep.span.end * 16_000)
+        assert loud[first:last].mean() > 0.1
+    silent = np.ones(len(loud), bool)
+    for beep in scene.beeps:
+        silent[max(int((beep.span.start - 0.1) * 16_000), 0) : int((beep.span.end + 0.1) * 16_000)] = False
+    assert loud[silent].mean() < 0.01
+
+
+def test_needle_frames_differ_by_digit_and_seed() -> None:
+    frames = [needle_frame(d, 64) for d in DIGITS]
+    assert all(f.shape == (64, 64, 3) and f.dtype == np.uint8 and f.max() > 200 for f in frames)
+    assert not np.array_equal(needle_frame("7", 64), needle_frame("7", 64, seed=1))
+    with pytest.raises(ConfigError, match="'x'"):
+        needle_frame("x")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'test'"):
+        conversations("test", seed=0, size=1)
+    with pytest.raises(ConfigError, match="'hard'"):
+        conversations("train", seed=0, size=1, level="hard")

@@ -1,0 +1,55 @@
+"""Ears: log-mel parity with transformers, the feature path through the model, voiced ranges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor
+
+from tests.tiny import tiny_assistant
+from vlm.encoders.audio import _voiced_range, log_mel
+from vlm.media import Audio
+
+RATE = 16000
+
+
+def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def test_log_mel_equals_the_feature_extractor_of_transformers() -> None:
+    pytest.importorskip("torchaudio")
+    wave = tone(2.0) + np.random.default_rng(0).normal(0, 0.01, 2 * RATE).astype(np.float32)
+    reference = WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=RATE, return_tensors="pt").input_features[0]
+    # float32 against the extractor's float64 filters
+    torch.testing.assert_close(log_mel(wave, rate=RATE, seconds=30.0), reference, rtol=0, atol=2e-3)
+
+
+def test_sound_goes_through_the_feature_path() -> None:
+    pytest.importorskip("torchaudio")
+    tower = {
+        "num_mel_bins": 16,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "max_source_positions": 100,
+    }
+    assistant = tiny_assistant(audio_config={"mode": "features", "tower": tower, "stride": 5, "window": 2.0})
+    sound = {"type": "audio", "audio": Audio(tone(1.0)[None], RATE)}
+    batch = assistant.processor([{"role": "user", "content": [sound, {"type": "text", "text": "what?"}]}])
+    assert batch["audio_lengths"].tolist() == [10]
+    assert int((batch["input_ids"] == assistant.model.config.audio_token_id).sum()) == 10
+    quiet = {**batch, "mel": torch.zeros_like(batch["mel"])}
+    heard, silent = assistant.model(**batch).logits, assistant.model(**quiet).logits
+    assert torch.isfinite(heard).all() and not torch.allclose(heard, silent)
+    assert assistant.chat("what?", audio=sound["audio"], max_new_tokens=3).usage.completion_tokens <= 3
+
+
+def test_voiced_range_finds_the_loud_part() -> None:
+    wave = np.concatenate([np.zeros(RATE, np.float32), tone(1.5), np.zeros(RATE // 2, np.float32)])
+    start, end = _voiced_range(wave, RATE)
+    assert start == pytest.approx(1.0, abs=0.06) and end == pytest.approx(2.5, abs=0.06)
+    assert _voiced_range(np.zeros(RATE, np.float32), RATE) == (0.0, 0.0)
+    assert _voiced_range(np.zeros(0, np.float32), RATE) == (0.0, 0.0)

@@ -1,0 +1,80 @@
+"""The command line: help for every verb, errors in one line, arguments from signatures, the picture of a reply."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import random_frames, tiny_assistant
+from vlm.arguments import build_parser
+from vlm.cli import VERBS, main
+from vlm.report import clock, draw_strip, environment, model_facts
+from vlm.time.span import Span
+
+
+def test_overview_and_help_of_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    for verb, function in VERBS.items():
+        assert f"  {verb} " in overview
+        parser, _ = build_parser(function, prog=verb)
+        unexplained = [a.dest for a in parser._actions if not a.help]
+        assert not unexplained, f"vlm {verb}: {unexplained} have no help text"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["dance"], "no verb 'dance'"), (["chat", "x.mp4", "hi", "--model", "/no/such"], "cannot load"), (["fetch", "big"], "'big'")],
+)
+def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlm: ") and message in error
+    assert "Traceback" not in error
+
+
+def test_chat_answers_as_json_and_draws_the_strip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vlm.media import write_video
+
+    tiny = tiny_assistant()
+    tiny.model.save_pretrained(tmp_path / "model")
+    tiny.processor.save_pretrained(tmp_path / "model")
+    clip = write_video(tmp_path / "clip one.mp4", random_frames(20, size=64), fps=10)
+    arguments = [str(clip), "What?", "--model", str(tmp_path / "model"), "--num-frames", "5", "--max-new-tokens", "4", "--json"]
+    assert main(["chat", *arguments]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert reply["usage"]["frames"] == 5 and reply["question"] == "What?"
+    picture = tmp_path / "strips" / "out.png"
+    assert main(["chat", *arguments[:-1], "--picture", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "question What?" in text and "5 frames" in text
+    assert picture.stat().st_size > 1000
+    assert main(["chat", str(tmp_path / "none.mp4"), "What?", "--model", str(tmp_path / "model")]) == 2
+    assert "none.mp4" in capsys.readouterr().err
+
+
+def test_strip_marks_the_span() -> None:
+    chat = tiny_assistant().conversation()
+    chat.ask("a?", video=random_frames(6), num_frames=6, max_new_tokens=1)
+    assert chat.video is not None
+    plain = draw_strip(chat.video, [])
+    marked = draw_strip(chat.video, [Span(0.0, chat.video.duration / 2)])
+    assert plain.shape == marked.shape
+    red = np.all(np.abs(marked.astype(int) - [214, 39, 40]) < 3, axis=2).sum(), np.all(plain == [214, 39, 40], axis=2).sum()
+    assert red[0] > 1000 and red[1] == 0
+
+
+def test_facts_count_what_is_there() -> None:
+    tiny = tiny_assistant()
+    facts = model_facts(tiny, frames=8)
+    assert facts["parameters"] == sum(p.numel() for p in tiny.model.parameters())
+    prompt = tiny.processor.prompt([{"role": "user", "content": [{"type": "video", "video": random_frames(8), "num_frames": 8}]}])
+    assert facts["tokens for 8 frames"] == len(prompt.media[0].ids)
+    assert environment()["torch"]
+
+
+def test_clock() -> None:
+    assert (clock(3.04), clock(75.25)) == ("3.0 s", "1:15.2")
