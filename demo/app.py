@@ -42,6 +42,11 @@ class Handlers:
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
 
+    def take(self, message: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
+        """Move the question from the text box to where it waits for its turn."""
+        text, files = _parse(message)
+        return (_busy(), message) if text or files else (_idle(), None)
+
     def answer(
         self,
         message: dict[str, Any] | None,
@@ -53,61 +58,53 @@ class Handlers:
         max_new_tokens: float | None,
         temperature: float | None,
         request: gr.Request,
-    ) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Values of (text box, chat, player, strip) while one question is answered."""
+    ) -> Iterator[tuple[Any, ...]]:
+        """Waiting message (none any more), chat, player and strip while one question is answered."""
         text, files = _parse(message)
         if not text and not files:
-            yield _IDLE, gr.skip(), gr.skip(), gr.skip()
             return
         session = self.sessions.get(str(request.session_hash))
-        session.begin()
-        question, player = text or DEFAULT_QUESTION, gr.skip()
-        session.transcript.append({"role": "user", "content": "\n".join([*(f"▸ {f.name}" for f in files), question])})
-        yield _BUSY, session.transcript, gr.skip(), gr.skip()
+        session.begin(text or DEFAULT_QUESTION, files)
+        yield _view(session)
         try:
             settings = check_settings(sampling, frames, fps, start, end, max_new_tokens, temperature)
             if files:
-                yield gr.skip(), gr.skip(), player_html(files[0], kind_of(files[0])), EMPTY_STRIP
+                yield _view(session, player=player_html(files[0], kind_of(files[0])), strip=EMPTY_STRIP)
             session.see(files, settings.look)
-            yield gr.skip(), gr.skip(), gr.skip(), _strip(session)
-            session.transcript.append({"role": "assistant", "content": ""})
-            with closing(session.ask(question, settings)) as stream:
-                yield from self._stream(session, stream)
+            with closing(session.ask(settings)) as stream:
+                yield from _paced(session, stream)
         except VLMError as error:
-            _say(session, _friendly(error))
-            player = _player(session)
+            session.say(_friendly(error))
         except Exception:
             log.exception("the answer failed")
-            _say(session, OUR_FAULT)
-        yield _IDLE, session.transcript, player, _strip(session)
+            session.say(OUR_FAULT)
+        yield _view(session)
 
-    def _stream(self, session: Session, stream: Iterator[str]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        last = session.transcript[-1]
-        shown = 0.0
-        for text in stream:
-            last["content"] = text
-            if time.perf_counter() - shown > SECONDS_BETWEEN_UPDATES:
-                shown = time.perf_counter()
-                yield gr.skip(), session.transcript, gr.skip(), gr.skip()
-        reply = session.chat.reply
-        last["content"] = (reply.text if reply else "") or ("(stopped)" if session.stopped else "(no answer)")
+    def settle(self, message: dict[str, Any] | None) -> tuple[Any, None]:
+        """After an answer: the text box is free again. A question that was turned away at a full queue goes back into it."""
+        return (_idle(value=message) if message else _idle()), None
 
     def stop(self, request: gr.Request) -> None:
-        """The stop button."""
+        """The stop button: end the answer, or take the question out of the queue."""
         self.sessions.stop(str(request.session_hash))
 
-    def restart(self, request: gr.Request) -> tuple[Any, list[Any], str, str]:
+    def restart(self, request: gr.Request) -> tuple[Any, ...]:
         """The button for a new conversation."""
         self.sessions.drop(str(request.session_hash))
-        return _IDLE, [], EMPTY_PLAYER, EMPTY_STRIP
+        return None, [], EMPTY_PLAYER, EMPTY_STRIP
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed: free what its conversation held."""
         self.sessions.drop(str(request.session_hash))
 
 
-_IDLE = gr.update(submit_btn=True, stop_btn=False)
-_BUSY = gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+def _idle(**changes: Any) -> dict[str, Any]:
+    """The text box when no answer is on its way. (A new object each time: Gradio takes updates apart.)"""
+    return gr.update(submit_btn=True, stop_btn=False, **changes)
+
+
+def _busy() -> dict[str, Any]:
+    return gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
 
 
 def _parse(message: dict[str, Any] | None) -> tuple[str, list[Path]]:
@@ -116,13 +113,20 @@ def _parse(message: dict[str, Any] | None) -> tuple[str, list[Path]]:
     return str(message.get("text") or "").strip(), [Path(f) for f in message.get("files") or []]
 
 
-def _say(session: Session, text: str) -> None:
-    """The page's own words, in place of an answer that did not begin or under one that broke off."""
-    last = session.transcript[-1]
-    if last["role"] == "assistant" and not last["content"]:
-        last["content"] = text
-    else:
-        session.transcript.append({"role": "assistant", "content": text})
+def _paced(session: Session, stream: Iterator[str]) -> Iterator[tuple[Any, ...]]:
+    """The view as the answer grows, not more often than a reader can see."""
+    shown = 0.0
+    view = _view(session)
+    yield view
+    for _ in stream:
+        if time.perf_counter() - shown > SECONDS_BETWEEN_UPDATES:
+            shown = time.perf_counter()
+            yield None, session.transcript, *view[2:]
+
+
+def _view(session: Session, *, player: str | None = None, strip: str | None = None) -> tuple[Any, ...]:
+    """Everything that the page shows of a session. Each update carries all of it: a busy browser may skip all but the last one."""
+    return None, session.transcript, player or _player(session), strip or _strip(session)
 
 
 def _friendly(error: VLMError) -> str:
@@ -168,16 +172,24 @@ def build(assistant: Assistant, *, max_sessions: int = 8, queue_length: int = QU
                 player = gr.HTML(EMPTY_PLAYER, js_on_load=None, elem_id="player")
                 controls = _controls()
         strip = gr.HTML(EMPTY_STRIP, js_on_load=None, elem_id="strip")
-        outputs = [box, chat, player, strip]
-        ask: dict[str, Any] = {"fn": handlers.answer, "inputs": [box, *controls], "outputs": outputs}
-        ask |= {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal", "show_progress_on": [chat]}
-        ask |= {"api_visibility": "private"}
+        waiting = gr.State(None)
+        shown = [waiting, chat, player, strip]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        box.submit(**ask)
-        box.stop(handlers.stop, **quick)
-        new.click(handlers.restart, outputs=outputs, **quick)
-        for button, example in buttons:
-            button.click(_filler(example), outputs=box, **quick).success(**ask)
+        for begin in (box.submit, *(_after_filling(button, example, box, quick) for button, example in buttons)):
+            taken = begin(handlers.take, inputs=box, outputs=[box, waiting], **quick)
+            answered = taken.success(
+                handlers.answer,
+                inputs=[waiting, *controls],
+                outputs=shown,
+                concurrency_limit=1,
+                concurrency_id="model",
+                show_progress="minimal",
+                show_progress_on=[chat],
+                api_visibility="private",
+            )
+            answered.then(handlers.settle, inputs=waiting, outputs=[box, waiting], **quick)
+        box.stop(handlers.stop, outputs=waiting, **quick)
+        new.click(handlers.restart, outputs=shown, **quick)
         page.unload(handlers.leave)
     return page.queue(max_size=queue_length, default_concurrency_limit=1)
 
@@ -240,9 +252,10 @@ def _controls() -> list[Any]:
     return [sampling, frames, fps, start, end, length, warmth]
 
 
-def _filler(example: Example) -> Any:
-    """Puts an example into the text box."""
-    return lambda: {"text": example.question, "files": [str(example.path)]}
+def _after_filling(button: gr.Button, example: Example, box: gr.MultimodalTextbox, quick: dict[str, Any]) -> Any:
+    """The event that follows when ``button`` has put its example into the text box."""
+    filled = button.click(lambda: {"text": example.question, "files": [str(example.path)]}, outputs=box, **quick)
+    return filled.success
 
 
 # -- serving -------------------------------------------------------------------------------------------------------------------

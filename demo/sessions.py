@@ -35,6 +35,7 @@ class Session:
         look: How they were last read; None if they must be read again.
         media: What they held, until the question that came with them is answered.
         transcript: What the page shows: ``{"role", "content"}``.
+        question: The current one.
         read_seconds: Time spent reading files for the current question.
     """
 
@@ -44,23 +45,29 @@ class Session:
     look: Look | None = None
     media: Media | None = None
     transcript: list[dict[str, str]] = field(default_factory=list)
+    question: str = ""
     read_seconds: float = 0.0
     _pending: dict[str, Any] = field(default_factory=dict)
     _stopped: bool = False
 
-    def begin(self) -> None:
-        """A question arrives: forget an earlier wish to stop."""
+    def begin(self, question: str, files: Sequence[Path]) -> None:
+        """A question arrives: write it down, and forget an earlier wish to stop."""
         self._stopped = False
+        self.question = question
+        self.transcript.append({"role": "user", "content": "\n".join([*(f"▸ {f.name}" for f in files), question])})
+
+    def say(self, text: str) -> None:
+        """The page's own words, in place of an answer that did not begin or under one that broke off."""
+        last = self.transcript[-1]
+        if last["role"] == "assistant" and not last["content"]:
+            last["content"] = text
+        else:
+            self.transcript.append({"role": "assistant", "content": text})
 
     def stop(self) -> None:
         """End the answer at its next token; may be called from another thread."""
         self._stopped = True
         self.chat.stop()
-
-    @property
-    def stopped(self) -> bool:
-        """True once the reader has asked to stop the current answer."""
-        return self._stopped
 
     def see(self, files: Sequence[Path], look: Look) -> None:
         """Read the files if they are new or are to be looked at differently; then the conversation begins afresh.
@@ -81,30 +88,38 @@ class Session:
         self.chat = self.assistant.conversation()
         self.read_seconds = time.perf_counter() - began
 
-    def ask(self, question: str, settings: Settings) -> Iterator[str]:
-        """The growing answer; `chat.reply` holds the whole one afterwards. If it is cut off, the files are read again next time.
+    def ask(self, settings: Settings) -> Iterator[str]:
+        """The growing answer, written into the transcript as well; `chat.reply` holds the whole one afterwards.
+
+        If it is cut off, the files are read again for the next question.
 
         Raises:
             ConfigError: The question or the conversation is too long.
         """
-        if len(question) > MAX_QUESTION_CHARACTERS:
-            raise ConfigError(f"The question has {len(question)} characters; at most {MAX_QUESTION_CHARACTERS} are read.")
+        if len(self.question) > MAX_QUESTION_CHARACTERS:
+            raise ConfigError(f"The question has {len(self.question)} characters; at most {MAX_QUESTION_CHARACTERS} are read.")
         self._check_room(settings.max_new_tokens)
-        if self._stopped:
-            return
-        options, self._pending = self._pending, {}
+        answer = {"role": "assistant", "content": ""}
+        self.transcript.append(answer)
         finished = False
         try:
-            for text in self.chat.stream(
-                question, **options, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
-            ):
+            for text in () if self._stopped else self._stream(settings):
+                answer["content"] = text
+                yield text
                 if self._stopped:
                     self.chat.stop()
-                yield text
             finished = True
+            reply = self.chat.reply
+            answer["content"] = (reply.text if reply else "") or ("(stopped)" if self._stopped else "(no answer)")
         finally:
             if not finished:
                 self.look, self.chat = None, self.assistant.conversation()
+
+    def _stream(self, settings: Settings) -> Iterator[str]:
+        options, self._pending = self._pending, {}
+        return self.chat.stream(
+            self.question, **options, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
+        )
 
     def _check_room(self, max_new_tokens: int) -> None:
         room = getattr(self.assistant.model.config.text_config, "max_position_embeddings", None)

@@ -250,7 +250,8 @@ def heat_maps(
         axis.set_facecolor("lightgrey")
         axis.imshow(grid, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
         for y, x in ((y, x) for y in range(len(rows)) for x in range(len(columns)) if math.isfinite(grid[y][x])):
-            axis.text(x, y, f"{grid[y][x]:.0f}", ha="center", va="center", fontsize=8)
+            ink = "black" if 15 < grid[y][x] < 85 else "white"
+            axis.text(x, y, f"{grid[y][x]:.0f}", ha="center", va="center", fontsize=8, color=ink)
         axis.set(title=title, xlabel=labels[1], ylabel=labels[0], xticks=range(len(columns)), yticks=range(len(rows)))
         axis.set_xticklabels(columns)
         axis.set_yticklabels(rows)

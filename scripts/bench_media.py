@@ -1,8 +1,8 @@
 """Measure video decoding against the rivals and write docs/results/bench-media.json (`make bench-media`).
 
-One run, rivals interleaved: every measurement is a fresh process that decodes the same 10-minute clip and reports the CPU
-seconds spent after its imports. Only ratios within a round are reported (median, least and largest over the rounds),
-because absolute times on a shared machine mean little. A rival that is not installed gives a row that says so.
+One run, rivals interleaved: every measurement is a fresh process that decodes the same 10-minute clip and reports the
+CPU seconds spent after its imports. Only ratios within a round are reported (median, least and largest over the
+rounds), because absolute times on a shared machine mean little. A rival that is not installed gives a row that says so.
 """
 
 from __future__ import annotations
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=cache / f"clip-{SECONDS}s.mp4", help="made if missing")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repeats")
     parser.add_argument("--decord-path", help="folder with the decord to compare with, if not the installed one")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the results file")
     parser.add_argument("--one", choices=sorted(READERS), help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, default=64, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -243,9 +244,11 @@ def main() -> None:
     rows = run(make_clip(options.clip), options.rounds, options.decord_path)
     for row in rows:
         print(f"{row['name']:50} {row['value']} {row['target']} holds={row['holds']}  ({row['setting']})")
+    sys.path.insert(0, str(ROOT))
     from eval.report import write_results
 
-    write_results("bench-media", rows, command="make bench-media", seed=0, setting=_setting(options.clip))
+    setting = _setting(options.clip)
+    write_results("bench-media", rows, command="make bench-media", seed=0, setting=setting, out_dir=options.out)
 
 
 def _setting(clip: Path) -> str:

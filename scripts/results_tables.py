@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/*.md from docs/results/*.json, so that no number in them is typed by hand.
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. Run after a measurement:
+A table stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->`. Run after a measurement:
 
     python scripts/results_tables.py            # rewrite the tables
     python scripts/results_tables.py --check    # only say whether they are up to date
@@ -9,45 +9,24 @@ A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. Run afte
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-_MARKS = {True: "yes", False: "**no**", None: "–"}
+sys.path.insert(0, str(ROOT))  # so that it works in a clone without an installation
+
+from eval.report import markdown_table, read_results  # noqa: E402
+
+_BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 
-def number(value: Any, unit: str = "") -> str:
-    """``0.8123`` with unit ``%`` -> ``0.812 %``; anything that is not a number as it is."""
-    if value is None:
-        return "–"
-    text = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
-    return f"{text} {unit}".strip()
-
-
-def table(result: dict[str, Any]) -> str:
-    """Markdown table of the rows of one results file, and a line that says where they come from."""
-    lines = ["| what | measured | target | reached | setting |", "| --- | --- | --- | --- | --- |"]
-    for row in result["rows"]:
-        unit = row.get("unit") or ""
-        cells = [
-            row.get("name") or row.get("claim"),
-            number(row.get("value", row.get("ours")), unit),
-            number(row.get("target", row.get("paper")), unit),
-            _MARKS[row.get("holds")],
-            row.get("setting") or "",
-        ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-    origin = f"`{result['command']}`, seed {result['seed']}, {result['date']}, {machine(result['machine'])}."
-    return "\n".join([*lines, "", f"Measured by {origin}", ""])
-
-
-def machine(facts: Any) -> str:
-    """The machine in a few words."""
-    return ", ".join(f"{k} {v}" for k, v in facts.items()) if isinstance(facts, dict) else str(facts)
+def origin(result: dict[str, Any]) -> str:
+    """Where the numbers come from, in one sentence."""
+    facts = result["machine"]
+    machine = f"{facts.get('cpu')}, {facts.get('cores')} cores" if isinstance(facts, dict) else str(facts)
+    return f"Measured by `{result['command']}`, seed {result['seed']}, {result['date'][:10]}, on {machine}."
 
 
 def render(text: str, folder: Path) -> str:
@@ -55,10 +34,11 @@ def render(text: str, folder: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         path = folder / f"{match[2]}.json"
-        body = f"Not measured yet (`docs/results/{path.name}`).\n"
+        body = f"Not measured yet (`docs/results/{path.name}`)."
         if path.exists():
-            body = table(json.loads(path.read_text()))
-        return f"{match[1]}{body}{match[3]}"
+            result = read_results(path)
+            body = f"{markdown_table(result)}\n\n{origin(result)}"
+        return f"{match[1]}{body}\n{match[3]}"
 
     return _BLOCK.sub(fill, text)
 
@@ -70,13 +50,13 @@ def main() -> int:
     check = parser.parse_args().check
     old = 0
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         after = render(before, ROOT / "docs/results")
         if after != before:
             old += 1
             print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")
             if not check:
-                path.write_text(after)
+                path.write_text(after, encoding="utf-8")
     return int(check and old > 0)
 
 

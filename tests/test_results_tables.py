@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from eval.report import row, write_results
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +28,21 @@ def test_every_table_is_up_to_date(root: Path) -> None:
     assert done.returncode == 0, f"run: python scripts/results_tables.py\n{done.stdout}{done.stderr}"
 
 
-def test_rows_become_cells(tables: ModuleType, tmp_path: Path) -> None:
-    rows = [
-        {"name": "span mIoU", "value": 0.61234, "unit": "", "target": 0.6, "setting": "30 s", "holds": True},
-        {"claim": "a | b", "ours": 12, "unit": "s", "paper": None, "setting": "", "holds": False},
-    ]
-    result = {"command": "vlm eval x", "seed": 3, "date": "2026-01-02", "machine": {"cores": 2}, "rows": rows}
-    (tmp_path / "x.json").write_text(json.dumps(result))
-    text = tables.render("before\n<!-- results:x -->\nold\n<!-- /results -->\nafter\n", tmp_path)
-    assert "| span mIoU | 0.612 | 0.6 | yes | 30 s |" in text
-    assert "| a \\| b | 12 s | – | **no** |  |" in text
-    assert "`vlm eval x`, seed 3, 2026-01-02, cores 2." in text
+def test_a_measurement_becomes_a_table(tables: ModuleType, tmp_path: Path) -> None:
+    rows = [row("span mIoU", 0.61, target=0.6, seconds=30), row("word errors", 30.0, "%", target=20.0, at_least=False)]
+    write_results("x", rows, command="vlm eval x", seed=3, out_dir=tmp_path)
+    text = tables.render("before\n<!-- results:x -->\nold\n<!-- /results:x -->\nafter\n", tmp_path)
+    lines = text.splitlines()
+    assert lines[:2] == ["before", "<!-- results:x -->"]
+    assert lines[-2:] == ["<!-- /results:x -->", "after"]
     assert "old" not in text
-    assert text.startswith("before\n") and text.endswith("<!-- /results -->\nafter\n")
+    assert any("span mIoU" in line and "0.61" in line and "yes" in line for line in lines)
+    assert any("word errors" in line and "30" in line and "**no**" in line for line in lines)
+    assert "Measured by `vlm eval x`, seed 3, " in text
+    assert tables.render(text, tmp_path) == text
 
 
 def test_a_missing_measurement_is_said(tables: ModuleType, tmp_path: Path) -> None:
-    text = tables.render("<!-- results:gone -->\n<!-- /results -->", tmp_path)
+    text = tables.render("<!-- results:gone -->\n<!-- /results:gone -->", tmp_path)
     assert "Not measured yet (`docs/results/gone.json`)." in text
     assert tables.render(text, tmp_path) == text

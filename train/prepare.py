@@ -110,13 +110,14 @@ def set_gradient_checkpointing(model: Any, on: bool) -> None:
     Raises:
         ConfigError: The model cannot do it.
     """
-    if not on:
-        if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-            model.gradient_checkpointing_disable()
+    if not on and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         return
-    if not hasattr(model, "gradient_checkpointing_enable"):
-        raise ConfigError(f"gradient_checkpointing=true: {type(model).__name__} has no gradient_checkpointing_enable()")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    word = "enable" if on else "disable"
+    names = (f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}")  # transformers from 5 on, and before
+    switch = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    if switch is None:
+        raise ConfigError(f"gradient_checkpointing={on}: {type(model).__name__} has no {names[0]}()")
+    switch(*([{"use_reentrant": False}] if on else []))
 
 
 def divides_by_item_count(model: nn.Module) -> bool:

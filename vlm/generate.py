@@ -1,7 +1,7 @@
 """Token-by-token generation with a reusable cache: what `Chat` streams from.
 
-`generate()` of transformers stays available on the model; this loop exists because a conversation needs to stop at any token, keep its
-cache for the next question, and know when the first token came. Shape legend: L prompt tokens, D width.
+`generate()` of transformers stays available on the model; this loop exists because a conversation needs to stop at any
+token, keep its cache for the next question, and know when the first token came. Shape legend: L prompt tokens, D width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
 
+from vlm.decode import decoder_for
 from vlm.errors import ConfigError
 
 
@@ -43,9 +42,9 @@ class Sampling:
 
 @dataclass
 class DecodeState:
-    """What one conversation has already read: cache, ids behind it, timings of the last call (seconds)."""
+    """What one conversation has read: cache (see `vlm.decode`), the ids in it, timings of the last call (seconds)."""
 
-    cache: Cache = field(default_factory=DynamicCache)
+    cache: Any = None
     ids: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -77,31 +76,33 @@ def stream_ids(
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(sampling.seed)
     began = time.perf_counter()
-    output = _advance(model, state, inputs_embeds=embeds_1LD)
+    length = len(state.ids) + len(new_ids) + max_new_tokens
+    decoder, state.cache = decoder_for(model.language_model, state.cache, tokens=length)
+    logits = decoder.read(state.cache, embeds_1LD)
     state.ids += new_ids
     state.seconds["prefill"] = time.perf_counter() - began
     began = time.perf_counter()
     produced: list[int] = []
-    for _ in range(max_new_tokens):
-        token = _choose(output.logits[0, -1].float(), produced, sampling, generator)
-        produced.append(token)
-        if token in stop_ids:
-            break
-        yield token
-        output = _advance(model, state, input_ids=torch.tensor([[token]], device=embeds_1LD.device))
-        state.ids.append(token)
-    state.seconds["generate"] = time.perf_counter() - began
-
-
-def _advance(model: Any, state: DecodeState, **inputs: torch.Tensor) -> Any:
-    return model.language_model(**inputs, past_key_values=state.cache, use_cache=True, logits_to_keep=1)
+    try:
+        for _ in range(max_new_tokens):
+            token = _choose(logits, produced, sampling, generator)
+            produced.append(token)
+            if token in stop_ids:
+                break
+            yield token
+            logits = decoder.step(state.cache, token)
+            state.ids.append(token)
+    finally:
+        state.seconds["generate"] = time.perf_counter() - began
 
 
 def _choose(logits: torch.Tensor, produced: list[int], sampling: Sampling, generator: torch.Generator) -> int:
     if sampling.repetition_penalty != 1.0 and produced:
         seen = torch.tensor(sorted(set(produced)), device=logits.device)
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
+        logits[seen] = torch.where(
+            values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
+        )
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = (logits / sampling.temperature).softmax(-1)

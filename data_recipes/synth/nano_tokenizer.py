@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 _EXTRA = (
-    "from to and then the a an at is are it second seconds minute sound voice says",
+    "from to, from and to, then the a an at is are it second seconds minute sound voice says",
     "A, B, C, D, E: answer with the letter only.",
     "Please answer in one word. Answer with the start and the end.",
     "it stays still it moves in a straight line it bounces it moves in a circle it hits another shape",

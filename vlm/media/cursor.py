@@ -133,7 +133,7 @@ class Cursor:
         return end
 
     def _ended_early(self) -> bool:
-        """True if reading failed, or the container lists frames after the last packet there is: the file was cut off."""
+        """True if reading failed, or the container lists frames after the last packet there is."""
         index = self.stream.index_entries
         listed = index[len(index) - 1].timestamp if len(index) else None
         return self._cut or (listed is not None and (self._last_dts is None or listed > self._last_dts))

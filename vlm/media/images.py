@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from vlm.errors import MediaError
+from vlm.errors import MediaError, MediaLimitError
 from vlm.media.convert import on_white
 from vlm.media.limits import MediaLimits
 from vlm.media.source import Source, resolve
@@ -45,40 +47,45 @@ def load_image(
         limits.check_pixels(name, *src.size)
         return _to_rgb(src, name)
     source = resolve(src, limits)
-    return _to_rgb(open_image(source, limits), source.name)
+    with open_image(source, limits) as image:
+        return _to_rgb(image, source.name)
 
 
-def open_image(source: Source, limits: MediaLimits) -> Image:
-    """Open (not decode) with Pillow and check the size.
+@contextmanager
+def open_image(source: Source, limits: MediaLimits) -> Iterator[Image]:
+    """Open (not decode) with Pillow and check the size; closes the file, unless it is the user's own object.
 
     Raises:
         MediaError: No image format of the allowed list.
+        MediaLimitError: Too many pixels.
     """
-    from PIL import Image, UnidentifiedImageError
-
     file = source.open()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides, next line but one
-            image = Image.open(file, formats=_FORMATS)
+        image = _identify(file, source.name)
         limits.check_pixels(source.name, *image.size)
-        return image
+        yield image
+    finally:
+        if source.reopenable:
+            file.close()
+
+
+def _identify(file: BinaryIO, name: str) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
+            return Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise _too_large(source.name, error) from error
+        raise MediaLimitError(name, f"is larger than any image should be: {error}") from error
     except UnidentifiedImageError as error:
-        raise MediaError(source.name, "is not an image in a known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise MediaError(source.name, f"is not a readable image ({error})") from error
-
-
-def _too_large(name: str, error: Exception) -> MediaError:
-    from vlm.errors import MediaLimitError
-
-    return MediaLimitError(name, f"is larger than any image should be: {error}")
+        raise MediaError(name, "is not an image in a known format") from error
+    except Exception as error:  # damaged headers end in exceptions of any type
+        raise MediaError(name, f"is not a readable image ({error})") from error
 
 
 def _to_rgb(image: Any, name: str) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
         image = ImageOps.exif_transpose(image)
@@ -87,7 +94,9 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
         if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
             return on_white(np.asarray(image.convert("RGBA")))
         return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever they stumble over: OSError, IndexError, struct.error ...
         raise MediaError(name, f"is a damaged image ({error})") from error
 
 

@@ -134,10 +134,10 @@ def find_duration(
     limits: MediaLimits,
     deadline: Deadline,
 ) -> float | None:
-    """Seconds from `zero` to the end of the stream (which begins at `first` ticks), checked against the limits; None if nothing tells.
+    """Seconds from `zero` to the end of the stream, which begins at `first` ticks; None if nothing tells.
 
-    Reads through the file if its header does not state a duration (for instance recordings made by a browser); the
-    caller has to seek before it reads on.
+    Checked against the limits. Reads through the file if its header does not state a duration (for instance recordings
+    made by a browser); the caller has to seek before it reads on.
     """
     end = stated_end(container, stream, first)
     if end is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 _SLACK = Fraction(1, 1_000_000)  # s; a target this little before a frame's own time still means that frame
-_GROUPS_PER_JOB = 4
+_TARGETS_PER_JOB = 4  # at least; memory in flight stays constant whatever is asked for
 _SPARSE = 4  # targets per seek up to which two independent containers beat one decoder with two threads
 
 FrameAt = tuple[np.ndarray, float]
@@ -167,11 +167,10 @@ class PyavReader:
         for tool in tools:
             idle.put(tool)
 
-        def work(part: list[list[int]]) -> list[FrameAt]:
+        def work(ticks: list[int]) -> list[FrameAt]:
             tool = idle.get()
             cursor, scale = tool
             try:
-                ticks = [tick for group in part for tick in group]
                 return [(scale(frame), self._to_seconds(pts_of(frame))) for frame in cursor.frames_at(ticks)]
             finally:
                 idle.put(tool)
@@ -179,10 +178,10 @@ class PyavReader:
         jobs: deque[Future[list[FrameAt]]] = deque()
         pool = ThreadPoolExecutor(len(tools), thread_name_prefix="vlm-media")
         try:
-            for place in range(0, len(groups), _GROUPS_PER_JOB):
+            for part in _parts(groups):
                 if len(jobs) == 2 * len(tools):
                     yield from jobs.popleft().result()
-                jobs.append(pool.submit(work, groups[place : place + _GROUPS_PER_JOB]))
+                jobs.append(pool.submit(work, part))
             while jobs:
                 yield from jobs.popleft().result()
         finally:
@@ -227,3 +226,15 @@ class PyavReader:
         if damaged:
             return f"no frame can be decoded {window} ({damaged} damaged packets)"
         return f"holds no frame {window}; its header is wrong about the length"
+
+
+def _parts(groups: list[list[int]]) -> Iterator[list[int]]:
+    """Join whole groups into jobs of a few targets."""
+    part: list[int] = []
+    for group in groups:
+        part += group
+        if len(part) >= _TARGETS_PER_JOB:
+            yield part
+            part = []
+    if part:
+        yield part

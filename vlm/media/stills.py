@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm.errors import ConfigError, MediaError
+from vlm.errors import ConfigError, MediaError, TruncatedMediaWarning
 from vlm.media.convert import Scaler, on_white, resize
 from vlm.media.images import load_image, open_image
 from vlm.media.limits import MediaLimits
@@ -30,6 +32,7 @@ class StillsReader:
         get: Index -> uint8 [H, W, 3]; called with ascending indices.
         codec: What to call the format.
         limits: Checked for each frame.
+        close: Called at the end.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class StillsReader:
         get: Callable[[int], np.ndarray],
         codec: str,
         limits: MediaLimits,
+        close: Callable[[], None] | None = None,
     ) -> None:
+        self._close = close
         limits.check_frames(name, len(starts))
         limits.check_seconds(name, end)
         self._name = name
@@ -66,7 +71,8 @@ class StillsReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Nothing stays open."""
+        if self._close is not None:
+            self._close()
 
     def frames(self, request: Request) -> Generator[FrameAt, None, None]:
         """Yield (uint8 [H, W, 3], seconds) in order. Every still is a keyframe, so `snap` changes nothing."""
@@ -123,39 +129,62 @@ def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
     """Reader over an animated GIF, WebP or PNG, with the file's own frame durations.
 
     Raises:
-        MediaError: A still image, or damaged.
+        MediaError: A still image, or damaged in its first frame.
+
+    Warns:
+        TruncatedMediaWarning: A later frame is damaged; the frames before it are used.
     """
-    image = open_image(source, limits)
-    count = getattr(image, "n_frames", 1)
     kind = source.animation() or "image"
-    if count < 2:
-        raise MediaError(source.name, f"is a still image ({kind}), not a video; use load_image")
-    limits.check_frames(source.name, count)
-    ends = np.cumsum([_duration_of(image, index, source) for index in range(count)])
-    starts = np.concatenate([[0.0], ends[:-1]])
-
-    def get(index: int) -> np.ndarray:
-        return _frame_of(image, index, source)
-
-    return StillsReader(source.name, starts, float(ends[-1]), get, kind.lower(), limits)
-
-
-def _duration_of(image: Any, index: int, source: Source) -> float:
-    """Seconds a frame is shown; like browsers, 0.1 s where the file says (nearly) nothing."""
+    stack = ExitStack()
     try:
-        image.seek(index)
-        image.load()
-    except (OSError, EOFError, ValueError, SyntaxError) as error:
-        raise MediaError(source.name, f"frame {index} is damaged: {error}") from error
-    milliseconds = float(image.info.get("duration", 0) or 0)
-    return milliseconds / 1000 if milliseconds > 10 else 0.1
+        image = stack.enter_context(open_image(source, limits))
+        if not getattr(image, "is_animated", False):
+            raise MediaError(source.name, f"is a still image ({kind}), not a video; use load_image")
+        ends = np.cumsum(_durations(image, source, limits))
+        starts = np.concatenate([[0.0], ends[:-1]])
+        return StillsReader(
+            source.name,
+            starts,
+            float(ends[-1]),
+            lambda index: _animation_frame(image, index, source),
+            kind.lower(),
+            limits,
+            close=stack.close,
+        )
+    except BaseException:
+        stack.close()
+        raise
 
 
-def _frame_of(image: Any, index: int, source: Source) -> np.ndarray:
+def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
+    """Seconds each frame is shown, up to the first damaged one; like browsers, 0.1 s where the file says nearly nothing."""
+    durations: list[float] = []
+    try:
+        while True:
+            limits.check_frames(source.name, len(durations) + 1)
+            image.seek(len(durations))
+            image.load()
+            milliseconds = float(image.info.get("duration", 0) or 0)
+            durations.append(milliseconds / 1000 if milliseconds > 10 else 0.1)
+    except EOFError:
+        pass  # Pillow's way of saying that this was the last frame
+    except MediaError:
+        raise
+    except Exception as error:  # of any type, see images.py
+        if not durations:
+            raise MediaError(source.name, f"its first frame is damaged ({error})") from error
+        text = f"{source.name}: is damaged after frame {len(durations)} ({error}); only the frames before are used"
+        warnings.warn(TruncatedMediaWarning(text), stacklevel=2)
+    if not durations:
+        raise MediaError(source.name, "holds no frame")
+    return durations
+
+
+def _animation_frame(image: Any, index: int, source: Source) -> np.ndarray:
     try:
         image.seek(index)
         return on_white(np.asarray(image.convert("RGBA")))
-    except (OSError, EOFError, ValueError, SyntaxError) as error:
+    except Exception as error:  # of any type, see images.py
         raise MediaError(source.name, f"frame {index} is damaged: {error}") from error
 
 

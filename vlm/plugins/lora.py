@@ -84,4 +84,6 @@ class Lora(Plugin):
                 layer.merge(safe_merge=True)
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, layer.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
         return model

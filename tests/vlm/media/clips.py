@@ -1,4 +1,4 @@
-"""Real files for the media tests. Every frame carries its own number as a bar code, so a test can read which one it got."""
+"""Real files for the media tests. Every frame carries its number as a bar code, so a test can tell which one it got."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,6 @@ def test_a_folder_of_images_in_natural_order(tmp_path: Path) -> None:
     video = load_video(tmp_path, num_frames=12, frame_fps=2)
     assert numbers_of(video.frames) == list(range(12))
     np.testing.assert_allclose(video.timestamps, np.arange(12) / 2)
-    with pytest.raises(MediaError, match="folder without images"):
-        load_video(tmp_path / "..", num_frames=1) if not any(tmp_path.parent.glob("*.png")) else None
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
@@ -98,8 +95,18 @@ def test_exactly_one_of_num_frames_and_fps(plain: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"backend": "opencv"}, {"snap": "near"}, {"sampling": "random"}, {"size": 0}, {"size": (1, 2, 3)}]
-    + [{"start": -1}, {"start": 3, "end": 2}, {"num_frames": 0}, {"fps": float("inf")}],
+    [
+        {"backend": "opencv"},
+        {"snap": "near"},
+        {"sampling": "random"},
+        {"size": 0},
+        {"size": (1, 2, 3)},
+        {"start": -1},
+        {"start": 3, "end": 2},
+        {"num_frames": 0},
+        {"fps": float("inf")},
+        {"audio_rate": 0},
+    ],
 )
 def test_wrong_arguments_name_themselves(plain: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -194,27 +201,9 @@ def test_elementary_streams_have_frames_but_no_clock(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_two_tracks_the_main_one_is_taken(tmp_path: Path) -> None:
-    import av
-
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as file:
-        for side in (32, 64):
-            stream: Any = file.add_stream("mpeg4", rate=10)
-            stream.width = stream.height = side
-        for number in range(10):
-            for stream, side in zip(file.streams.video, (32, 64), strict=True):
-                frame = av.VideoFrame.from_ndarray(picture(number, side, side), format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, 10)
-                file.mux(stream.encode(frame))
-        for stream in file.streams.video:
-            file.mux(stream.encode(None))  # type: ignore[attr-defined]
-    assert load_video(path, num_frames=2).frames.shape[1:] == (64, 64, 3)
-
-
 def test_leaving_a_stream_early_closes_everything(plain: Path) -> None:
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-    for _ in range(20):
+    for _ in range(8):
         frames, _ = next(iter(iter_video(plain, num_frames=40, batch_frames=2)))
         assert len(frames) == 2
     assert len(os.listdir("/proc/self/fd")) <= before + 1
@@ -224,6 +213,6 @@ def test_leaving_a_stream_early_closes_everything(plain: Path) -> None:
 def test_many_videos_leak_no_files(plain: Path) -> None:
     load_video(plain, num_frames=2)
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(50):
+    for _ in range(15):
         load_video(plain, num_frames=4, size=16, audio_rate=8000)
     assert len(os.listdir("/proc/self/fd")) == before
