@@ -1,7 +1,7 @@
 """The page: chat on the left, clip and controls on the right, the strip of frames below.
 
-One question runs through `Handlers.answer`: check the controls, read the files, stream the answer, show where it lies in time. The queue
-lets one question at a time reach the model; a waiting line that is full says so at once.
+One question runs through `Handlers.answer`: check the controls, read the files, stream the answer, show where it lies
+in time. The queue lets one question at a time reach the model; a waiting line that is full says so at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 QUEUE_LENGTH = 16
 SECONDS_BETWEEN_UPDATES = 0.05
 DEFAULT_QUESTION = "What is in this video?"
-OUR_FAULT = "Something went wrong here, and it is not your file's fault. The server's log has the details; please try again."
+WELCOME = """What is there? When does it happen? In what order?
+
+Follow-up questions are quick: the clip is not read again."""
+OUR_FAULT = (
+    "Something went wrong here, and it is not your file's fault. The server's log has the details; please try again."
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,7 @@ class Handlers:
         yield _view(session)
 
     def settle(self, message: dict[str, Any] | None) -> tuple[Any, None]:
-        """After an answer: the text box is free again. A question that was turned away at a full queue goes back into it."""
+        """After an answer: the text box is free again. A question that a full queue turned away goes back into it."""
         return (_idle(value=message) if message else _idle()), None
 
     def stop(self, request: gr.Request) -> None:
@@ -125,7 +130,7 @@ def _paced(session: Session, stream: Iterator[str]) -> Iterator[tuple[Any, ...]]
 
 
 def _view(session: Session, *, player: str | None = None, strip: str | None = None) -> tuple[Any, ...]:
-    """Everything that the page shows of a session. Each update carries all of it: a busy browser may skip all but the last one."""
+    """All that the page shows of a session. Every update carries it all: a busy browser may skip some."""
     return None, session.transcript, player or _player(session), strip or _strip(session)
 
 
@@ -148,7 +153,7 @@ def _strip(session: Session) -> str:
     return strip_html(media.video, reply.spans if reply else (), footer=footer)
 
 
-# -- the page ------------------------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def build(assistant: Assistant, *, max_sessions: int = 8, queue_length: int = QUEUE_LENGTH) -> gr.Blocks:
@@ -211,7 +216,7 @@ def _talk() -> tuple[gr.Chatbot, gr.MultimodalTextbox, list[tuple[gr.Button, Exa
         latex_delimiters=[],
         allow_tags=False,
         buttons=[],
-        placeholder="What is there? When does it happen? In what order?\n\nFollow-up questions are quick: the clip is not read again.",
+        placeholder=WELCOME,
     )
     box = gr.MultimodalTextbox(
         show_label=False,
@@ -234,12 +239,18 @@ def _controls() -> list[Any]:
         with gr.Row():
             kinds = [("in total", "frames"), ("per second", "fps")]
             sampling = gr.Radio(kinds, value="frames", label="Frames to look at", elem_id="sampling", min_width=220)
-            frames = gr.Slider(1, MAX_FRAMES, value=DEFAULT_FRAMES, step=1, label="How many", elem_id="frames", min_width=220)
-            fps = gr.Slider(0.1, MAX_FPS, value=1.0, step=0.1, label="How many", visible=False, elem_id="fps", min_width=220)
+            frames = gr.Slider(
+                1, MAX_FRAMES, value=DEFAULT_FRAMES, step=1, label="How many", elem_id="frames", min_width=220
+            )
+            fps = gr.Slider(
+                0.1, MAX_FPS, value=1.0, step=0.1, label="How many", visible=False, elem_id="fps", min_width=220
+            )
         with gr.Row():
             start = gr.Textbox(label="From", placeholder="start", max_length=12, elem_id="start", min_width=90)
             end = gr.Textbox(label="To", placeholder="end", max_length=12, elem_id="end", min_width=90)
-            length = gr.Number(128, label="Longest answer", minimum=1, maximum=MAX_NEW_TOKENS, precision=0, min_width=110)
+            length = gr.Number(
+                128, label="Longest answer", minimum=1, maximum=MAX_NEW_TOKENS, precision=0, min_width=110
+            )
             warmth = gr.Number(0.0, label="Temperature", minimum=0, maximum=MAX_TEMPERATURE, step=0.1, min_width=110)
     sampling.change(
         lambda kind: (gr.update(visible=kind == "frames"), gr.update(visible=kind == "fps")),
@@ -258,11 +269,11 @@ def _after_filling(button: gr.Button, example: Example, box: gr.MultimodalTextbo
     return filled.success
 
 
-# -- serving -------------------------------------------------------------------------------------------------------------------
+# -- serving -----------------------------------------------------------------------------------------------------------
 
 
 def launch_options(*, host: str = "127.0.0.1", port: int | None = None, share: bool = False) -> dict[str, Any]:
-    """Arguments of `gradio.Blocks.launch`: nothing but the examples and this page's own uploads is served, and no traceback leaves."""
+    """Arguments of `gradio.Blocks.launch`: only the examples and the page's uploads are served, no traceback leaves."""
     return {
         "server_name": host,
         "server_port": port,

@@ -101,7 +101,9 @@ def _seconds(name: str, text: Any) -> float | None:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    good = (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    )
     if not good:
         raise ConfigError(f"{name} must be a number between {low:g} and {high:g}, not {value!r}")
     return float(value)
@@ -144,7 +146,9 @@ def read_files(files: Sequence[Path], look: Look, processor: VLMProcessor) -> Me
     kinds = [kind_of(path) for path in files]
     for kind, most in (("video", 1), ("audio", 1), ("image", MAX_IMAGES)):
         if kinds.count(kind) > most:
-            raise MediaError(f"{kinds.count(kind)} files", f"are too many of one kind; give at most {most} {kind} at a time")
+            raise MediaError(
+                f"{kinds.count(kind)} files", f"are too many of one kind; give at most {most} {kind} at a time"
+            )
     options: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MediaWarning)

@@ -32,22 +32,23 @@ footer { display: none !important; }
 #settings input, #settings label > span { font-size: 13.5px; }
 
 .vlm-player { margin: 0; border-radius: 14px; overflow: hidden; background: #0b1020; }
-.vlm-player video, .vlm-player img { display: block; width: 100%; height: 372px; object-fit: contain; background: #0b1020; }
+.vlm-player video, .vlm-player img { display: block; width: 100%; height: 372px; object-fit: contain; }
 .vlm-audio { padding: 159px 18px; background: var(--background-fill-secondary); }
 .vlm-player audio { display: block; width: 100%; }
 .vlm-unplayable { display: none; margin: 0; padding: 8px 14px; font-size: 13px; color: #e2e8f0; }
 .vlm-broken .vlm-unplayable { display: block; }
-.vlm-empty { display: flex; align-items: center; justify-content: center; height: 372px; text-align: center; font-size: 14px;
-  color: var(--body-text-color-subdued); border: 1.5px dashed var(--border-color-primary); border-radius: 14px; }
+.vlm-empty { display: flex; align-items: center; justify-content: center; height: 372px; text-align: center;
+  font-size: 14px; color: var(--body-text-color-subdued); border-radius: 14px;
+  border: 1.5px dashed var(--border-color-primary); }
 .vlm-low { height: 158px; }
 
 .vlm-strip { border: 1px solid var(--border-color-primary); border-radius: 14px; padding: 10px 14px 9px;
-  background: var(--block-background-fill); --mark: #ea7317; }
-.vlm-times { display: flex; align-items: center; gap: 8px; min-height: 24px; font-size: 13px; }
+  font-variant-numeric: tabular-nums; background: var(--block-background-fill); --mark: #ea7317; }
+.vlm-times { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; min-height: 24px; font-size: 13px; }
 .vlm-times b { font-weight: 600; }
-.vlm-times em { margin-left: auto; font-style: normal; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.vlm-chip { border: 0; cursor: pointer; border-radius: 99px; padding: 2px 11px; background: var(--mark); color: #fff; font-size: 12.5px;
-  font-weight: 600; font-variant-numeric: tabular-nums; }
+.vlm-times em { margin-left: auto; font-style: normal; color: var(--body-text-color-subdued); }
+.vlm-chip { border: 0; cursor: pointer; border-radius: 99px; padding: 2px 11px; background: var(--mark); color: #fff;
+  font-size: 12.5px; font-weight: 600; }
 .vlm-bar { position: relative; height: 10px; margin: 5px 0 9px; border-radius: 5px; overflow: hidden; cursor: pointer;
   background: var(--background-fill-secondary); }
 .vlm-bar > * { position: absolute; top: 0; height: 100%; min-height: 0; display: block; padding: 0; border: 0; }
@@ -56,16 +57,17 @@ footer { display: none !important; }
 .vlm-mark { background: var(--mark); min-width: 4px; border-radius: 5px; cursor: pointer; }
 .vlm-playhead { left: 0; width: 2px; background: var(--body-text-color); }
 .vlm-frames { display: flex; gap: 7px; align-items: flex-start; }
-.vlm-frame { flex: 1 1 0; min-width: 0; max-width: 150px; padding: 0; border: 0; background: none; cursor: pointer; text-align: center; }
+.vlm-frame { flex: 1 1 0; min-width: 0; max-width: 150px; padding: 0; border: 0; background: none; cursor: pointer;
+  text-align: center; }
 .vlm-frame img { display: block; width: 100%; height: auto; max-height: 84px; object-fit: cover; border-radius: 7px;
   outline: 1px solid var(--border-color-primary); outline-offset: -1px; }
-.vlm-frame span { font-size: 11.5px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.vlm-frame span { font-size: 11.5px; color: var(--body-text-color-subdued); }
 .vlm-frame:hover img { outline: 2px solid var(--primary-500); }
 .vlm-marked img { outline: 3px solid var(--mark) !important; outline-offset: -3px; }
 .vlm-marked span { color: var(--mark); font-weight: 600; }
-.vlm-usage { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0 0; padding: 0; list-style: none; font-size: 12px;
-  color: var(--body-text-color-subdued); }
-.vlm-usage b { font-weight: 600; color: var(--body-text-color); font-variant-numeric: tabular-nums; }
+.vlm-usage { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0 0; padding: 0; list-style: none;
+  font-size: 12px; color: var(--body-text-color-subdued); }
+.vlm-usage b { font-weight: 600; color: var(--body-text-color); }
 .vlm-note { margin: 4px 0 0; font-size: 12.5px; color: var(--mark); }
 """
 
@@ -106,7 +108,9 @@ def theme() -> Any:
     import gradio as gr
 
     fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600, 700)), "system-ui", "sans-serif"]
-    return gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", spacing_size="md", font=fonts).set(
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="lg", spacing_size="md", font=fonts
+    ).set(
         body_background_fill="#ffffff",
         block_border_width="1px",
         block_shadow="none",

@@ -1,7 +1,7 @@
 """One conversation per browser tab, and how many of them are kept.
 
-A follow-up question goes into the same `vlm.chat.Chat`, so it reuses the encoded frames and the language model's cache. A new clip, or
-another look at the same clip (frames, window), begins a new `Chat`: times always refer to one clip.
+A follow-up question goes into the same `vlm.chat.Chat`, so it reuses the encoded frames and the language model's cache.
+A new clip, or another look at the same clip (frames, window), begins a new `Chat`: times always refer to one clip.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class Session:
         self.chat = self.assistant.conversation()
         self.read_seconds = time.perf_counter() - began
 
-    def ask(self, settings: Settings) -> Iterator[str]:
+    def ask(self, settings: Settings) -> Generator[str]:
         """The growing answer, written into the transcript as well; `chat.reply` holds the whole one afterwards.
 
         If it is cut off, the files are read again for the next question.
@@ -97,7 +97,9 @@ class Session:
             ConfigError: The question or the conversation is too long.
         """
         if len(self.question) > MAX_QUESTION_CHARACTERS:
-            raise ConfigError(f"The question has {len(self.question)} characters; at most {MAX_QUESTION_CHARACTERS} are read.")
+            raise ConfigError(
+                f"The question has {len(self.question)} characters; at most {MAX_QUESTION_CHARACTERS} are read."
+            )
         self._check_room(settings.max_new_tokens)
         answer = {"role": "assistant", "content": ""}
         self.transcript.append(answer)
@@ -126,7 +128,8 @@ class Session:
         used = len(self.chat.state.ids)
         if room and used and used + max_new_tokens > room:
             raise ConfigError(
-                f"This conversation has {used} tokens and the model reads at most {room}. Begin a new one, or ask for a shorter answer."
+                f"This conversation has {used} tokens and the model reads at most {room}. "
+                "Begin a new one, or ask for a shorter answer."
             )
 
 
@@ -135,7 +138,7 @@ class Sessions:
 
     Args:
         assistant: The shared model.
-        max_sessions: How many are kept. One holds its clip's frames and the cache of its tokens, 0.1 to 0.2 GB for `smol`.
+        max_sessions: How many are kept. One holds its clip's frames and its tokens' cache, 0.1 to 0.2 GB for `smol`.
     """
 
     def __init__(self, assistant: Assistant, *, max_sessions: int = 8) -> None:

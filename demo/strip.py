@@ -1,7 +1,7 @@
-"""HTML of what surrounds the chat: the player, the strip of frames with the answer's span, the line of counts and timings.
+"""HTML of what surrounds the chat: the player, the strip of frames with the answer's span, the line of counts.
 
-Every string that came from outside (file names, answers, notes) goes through `escape`. Nothing here carries a script: the page's own
-(`demo.page.SCRIPT`) looks for the ``data-`` attributes.
+Every string that came from outside (file names, answers, notes) goes through `escape`. Nothing here carries a script:
+the page's own (`demo.page.SCRIPT`) looks for the ``data-`` attributes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vlm.report import clock
 from vlm.time.span import Span
 
 STRIP_FRAMES = 12
+MAX_CHIPS = 6
 THUMB_HEIGHT = 108  # pixels, about twice what is shown
 _TEMPLATE_CHARACTERS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
@@ -97,7 +98,8 @@ def strip_html(video: Video, spans: Sequence[Span] = (), *, footer: str = "") ->
             f'<button type="button" class="vlm-frame{marked}" data-seek="{when:.3f}" title="Go to {clock(when)}">'
             f'<img src="{_thumbnail(video, index)}" alt="frame at {clock(when)}"><span>{clock(when)}</span></button>'
         )
-    return f'<section class="vlm-strip">{_timeline(video, spans)}<div class="vlm-frames">{"".join(frames)}</div>{footer}</section>'
+    row = f'<div class="vlm-frames">{"".join(frames)}</div>'
+    return f'<section class="vlm-strip">{_timeline(video, spans)}{row}{footer}</section>'
 
 
 def _timeline(video: Video, spans: Sequence[Span]) -> str:
@@ -109,11 +111,16 @@ def _timeline(video: Video, spans: Sequence[Span]) -> str:
         return f"left:{left:.3f}%;width:{max(width, 0.0):.3f}%"
 
     marks = "".join(
-        f'<button type="button" class="vlm-mark" data-seek="{s.start:.3f}" title="{_range(s)}" style="{place(s.start, s.end)}"></button>'
+        f'<button type="button" class="vlm-mark" data-seek="{s.start:.3f}" title="{_range(s)}"'
+        f' style="{place(s.start, s.end)}"></button>'
         for s in spans
     )
     window = f'<i class="vlm-window" style="{place(video.start, video.end)}"></i>'
-    chips = "".join(f'<button type="button" class="vlm-chip" data-seek="{s.start:.3f}">{_range(s)}</button>' for s in spans)
+    chips = "".join(
+        f'<button type="button" class="vlm-chip" data-seek="{s.start:.3f}">{_range(s)}</button>'
+        for s in spans[:MAX_CHIPS]
+    )
+    chips += f"<span>and {len(spans) - MAX_CHIPS} more</span>" if len(spans) > MAX_CHIPS else ""
     label = f"<b>Answer</b>{chips}" if spans else "<b>Frames</b>"
     return (
         f'<header class="vlm-times">{label}<em>{clock(length)}</em></header>'

@@ -21,7 +21,16 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({*FRONT, "vlm.cli", "vlm.arguments", "vlm.report"}),
     frozenset({"vlm", "vlm.presets", "vlm.chat", "vlm.model", "vlm.plugins", "vlm.checkpoints"}),
     frozenset(
-        {"vlm.processor", "vlm.prepare", "vlm.generate", "vlm.connectors", "vlm.time", "vlm.decoders", "vlm.parallel"}
+        {
+            "vlm.processor",
+            "vlm.prepare",
+            "vlm.generate",
+            "vlm.decode",
+            "vlm.connectors",
+            "vlm.time",
+            "vlm.decoders",
+            "vlm.parallel",
+        }
     ),
     frozenset({"vlm.media", "vlm.encoders", "vlm.config", "vlm.errors"}),
 )

@@ -31,11 +31,11 @@ def test_every_table_is_up_to_date(root: Path) -> None:
 def test_a_measurement_becomes_a_table(tables: ModuleType, tmp_path: Path) -> None:
     rows = [row("span mIoU", 0.61, target=0.6, seconds=30), row("word errors", 30.0, "%", target=20.0, at_least=False)]
     write_results("x", rows, command="vlm eval x", seed=3, out_dir=tmp_path)
-    text = tables.render("before\n<!-- results:x -->\nold\n<!-- /results:x -->\nafter\n", tmp_path)
+    text = tables.render("before\n<!-- results:x -->\nstale words\n<!-- /results:x -->\nafter\n", tmp_path)
     lines = text.splitlines()
     assert lines[:2] == ["before", "<!-- results:x -->"]
     assert lines[-2:] == ["<!-- /results:x -->", "after"]
-    assert "old" not in text
+    assert "stale words" not in text
     assert any("span mIoU" in line and "0.61" in line and "yes" in line for line in lines)
     assert any("word errors" in line and "30" in line and "**no**" in line for line in lines)
     assert "Measured by `vlm eval x`, seed 3, " in text

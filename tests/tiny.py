@@ -51,11 +51,19 @@ def text_config(kind: str = "llama", **changes: Any) -> Any:
 
 def vision_config(name: str = "siglip_vision_model", **changes: Any) -> VisionConfig:
     """A three-layer ViT on 32 px pictures, patch 8: a 4 x 4 grid."""
-    tower = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
+    tower = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": 8,
+    }
     return VisionConfig(name=name, image_size=32, tower=tower, **changes)
 
 
-def tiny_assistant(seed: int = 0, *, llm: str = "llama", text: dict[str, Any] | None = None, **options: Any) -> Assistant:
+def tiny_assistant(
+    seed: int = 0, *, llm: str = "llama", text: dict[str, Any] | None = None, **options: Any
+) -> Assistant:
     """A complete random model with its processor, in eval mode, float32."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()

@@ -28,6 +28,7 @@ from train.prepare import (
     divides_by_item_count,
     freeze,
     freeze_report,
+    keep_loss_connected,
     learning_rates,
     set_gradient_checkpointing,
     set_rope_theta,
@@ -134,8 +135,10 @@ class Trainer:
             load_optimizer_tensors(self.optimizer.optimizer, self.names, found.tensors["optimizer"])
         self.counts_items = divides_by_item_count(self.model)
         self.options = {"use_cache": False} if hasattr(self.model, "prepare_inputs_for_generation") else {}
+        hook = keep_loss_connected(self.model)
         if self.progress.step < stage.steps:
             self._steps(number, stage)
+        hook.remove()
         self.wrapped = self.optimizer = None
         self.accelerator.free_memory()
 

@@ -7,7 +7,9 @@ import fnmatch
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from train.stages import Stage
 from vlm.errors import ConfigError
@@ -118,6 +120,22 @@ def set_gradient_checkpointing(model: Any, on: bool) -> None:
     if switch is None:
         raise ConfigError(f"gradient_checkpointing={on}: {type(model).__name__} has no {names[0]}()")
     switch(*([{"use_reentrant": False}] if on else []))
+
+
+def keep_loss_connected(model: nn.Module) -> RemovableHandle:
+    """Let every loss depend on a trained parameter, with slope 0 where it would depend on none.
+
+    A micro-batch without media gives a connector no gradient. Without this its backward pass would fail, and between
+    processes the others would wait for gradients that never come. Returns a handle to take the hook off again.
+    """
+    anchor = next(p for p in model.parameters() if p.requires_grad)
+
+    def hook(_: nn.Module, __: Any, outputs: Any) -> Any:
+        if torch.is_grad_enabled() and outputs.loss is not None and not outputs.loss.requires_grad:
+            outputs.loss = outputs.loss + 0.0 * anchor.flatten()[0]
+        return outputs
+
+    return model.register_forward_hook(hook)
 
 
 def divides_by_item_count(model: nn.Module) -> bool:

@@ -52,6 +52,7 @@ def run(recipe: Recipe, *, patience: float = 5.0) -> int:
 
 def build_accelerator(recipe: Recipe) -> Any:
     """accelerate's `Accelerator` for this recipe: device, process group with a timeout, trackers."""
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -67,7 +68,7 @@ def build_accelerator(recipe: Recipe) -> Any:
                 "tensorboard", "train", "report_to=[tensorboard] (report_to=[] turns it off)"
             ) from error
     return Accelerator(
-        cpu=recipe.device == "cpu",
+        cpu=recipe.device == "cpu" or not torch.accelerator.is_available(),
         log_with=recipe.report_to or None,
         project_dir=recipe.out,
         kwargs_handlers=[

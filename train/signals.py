@@ -71,5 +71,5 @@ class Preemption:
         with self.updating:
             if self.rescue is not None:
                 self.rescue()
-            log.warning("the step did not end within %.0f s; saved what was before it", self.patience)
+                log.warning("the step did not end within %.1f s; saved what was before it", self.patience)
             os._exit(EXIT_PREEMPTED)

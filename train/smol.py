@@ -1,7 +1,7 @@
 """`smol` for training: backbones plus a connector with rows for what ImageNet lacks; and the export of what was trained.
 
-    python -m train smol                              # hours on two cores; resumable
-    python -m train.smol runs/smol/final              # writes the trained parts into the preset
+python -m train smol                              # hours on two cores; resumable
+python -m train.smol runs/smol/final              # writes the trained parts into the preset
 """
 
 from __future__ import annotations

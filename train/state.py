@@ -104,23 +104,26 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
     return set(checkpoint.tensors["weights"])
 
 
-Fingerprints = dict[tuple[Any, ...], str]
+Fingerprints = dict[str, tuple[Any, ...]]
 
 
 def fingerprints(model: nn.Module) -> Fingerprints:
-    """Name of every tensor by (shape, type, sum, sum of magnitudes): finds what a plugin changed, even if it renamed
-    the rest.
-    """
+    """(Shape, type, sum, sum of magnitudes) of every tensor by name."""
     found: Fingerprints = {}
-    for name, t in tensors_by_name(model).items():
-        values = t.detach().double()
-        found[(tuple(t.shape), t.dtype, float(values.sum()), float(values.abs().sum()))] = name
+    for name, tensor in tensors_by_name(model).items():
+        values = tensor.detach().double()
+        found[name] = (tuple(tensor.shape), tensor.dtype, float(values.sum()), float(values.abs().sum()))
     return found
 
 
 def changed(before: Fingerprints, after: Fingerprints, trained: set[str]) -> set[str]:
-    """Names in ``after`` of tensors that are new or changed, or that had a name in ``trained`` before."""
-    return {name for print_, name in after.items() if print_ not in before or before[print_] in trained}
+    """What a plugin changed: names in ``after`` with another content, new names with a new content, and new names of
+    tensors whose old name was in ``trained`` (a plugin that wraps a layer renames its weight)."""
+    owners: dict[tuple[Any, ...], set[str]] = {}
+    for name, content in before.items():
+        owners.setdefault(content, set()).add(name)
+    renamed = {n for n, c in after.items() if n not in before and (c not in owners or owners[c] & trained)}
+    return renamed | {n for n, c in after.items() if n in before and before[n] != c}
 
 
 def check_same_run(recipe: Recipe, found: Checkpoint) -> None:

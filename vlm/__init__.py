@@ -32,7 +32,7 @@ _WHERE = {
     "Span": "vlm.time.span",
 }
 
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -152,7 +152,9 @@ class Chat:
         mark = time.perf_counter()
         embeds, frames = self._embed(prompt, new_ids)
         seconds["encode"] = time.perf_counter() - mark
-        yield from self._write(message, prompt, new_ids, embeds, frames, sampling, max_new_tokens, stop or [], seconds, began)
+        yield from self._write(
+            message, prompt, new_ids, embeds, frames, sampling, max_new_tokens, stop or [], seconds, began
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
@@ -165,7 +167,9 @@ class Chat:
                 if "fps" not in options:
                     options.setdefault("num_frames", DEFAULT_FRAMES)
                 rate = int(ears["rate"]) if ears else None
-                video = load_video(video, size=int(self.assistant.processor.pixels["image_size"]), audio_rate=rate, **options)
+                video = load_video(
+                    video, size=int(self.assistant.processor.pixels["image_size"]), audio_rate=rate, **options
+                )
             parts.append({"type": "video", "video": video})
             if video.audio is not None and ears:
                 parts.append(self._audio_part(video.audio, video.start, video.end))

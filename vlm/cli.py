@@ -58,7 +58,9 @@ def chat(
     question = ask
     while question or (ask is None and (question := _read_question())):
         shown = _Growing(enabled=ask is None and not json)
-        for text in conversation.stream(question, **media, **window, max_new_tokens=max_new_tokens, temperature=temperature):
+        for text in conversation.stream(
+            question, **media, **window, max_new_tokens=max_new_tokens, temperature=temperature
+        ):
             shown.update(text)
         shown.end()
         reply = conversation.reply
@@ -152,7 +154,9 @@ def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
     run(recipe, list(overrides), dry_run=dry_run)
 
 
-def evaluate(task: str, *options: str, model: str = "", limit: int | None = None, out: Path = Path("docs/results")) -> None:
+def evaluate(
+    task: str, *options: str, model: str = "", limit: int | None = None, out: Path = Path("docs/results")
+) -> None:
     """Score a model: ``vlm eval basics``, ``vlm eval shapes``, ``vlm eval niah``.
 
     Args:
@@ -231,7 +235,6 @@ def _overview() -> str:
     for verb, function in VERBS.items():
         lines.append(f"  {verb:7} {(function.__doc__ or '').splitlines()[0]}")
     return "\n".join(lines)
-
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class VisionConfig(PreTrainedConfig):
 
     backend: str = "transformers"
     name: str = "siglip_vision_model"
-    tower: dict[str, Any] | None = None
+    tower: Any = None  # a dictionary; None becomes an empty one
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -71,11 +71,11 @@ class AudioConfig(PreTrainedConfig):
     model_type = "vlm_audio"
 
     mode: str = "features"
-    tower: dict[str, Any] | None = None
+    tower: Any = None  # a dictionary; None becomes an empty one
     rate: int = 16000
     stride: int = 1
     window: float = 30.0
-    connector: dict[str, Any] | None = None
+    connector: Any = None
 
     @property
     def num_mel_bins(self) -> int:
@@ -107,18 +107,19 @@ class VLMConfig(PreTrainedConfig):
     """
 
     model_type = "vlm"
-    sub_configs_defaults = {  # noqa: RUF012 (class-level table required by transformers)
+    sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vision_config": VisionConfig,
         "audio_config": SubConfigSpec(config_class=AudioConfig, optional=True),
     }
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    audio_config: dict[str, Any] | PreTrainedConfig | None = None
-    connector: dict[str, Any] | None = None
-    pooling: dict[str, Any] | None = None
-    time: dict[str, Any] | None = None
+    # Given as dictionaries, configs or None; `__post_init__` makes configs and dictionaries of them.
+    text_config: Any = None
+    vision_config: Any = None
+    audio_config: Any = None
+    connector: Any = None
+    pooling: Any = None
+    time: Any = None
     image_token_id: int | None = None
     video_token_id: int | None = None
     audio_token_id: int | None = None

@@ -7,7 +7,7 @@ token, keep its cache for the next question, and know when the first token came.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,7 @@ def stream_ids(
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Read ``new_ids`` (their embeddings are ``embeds_1LD``) after what ``state`` holds, then yield one id at a time.
 
     ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later.

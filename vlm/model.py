@@ -23,7 +23,7 @@ from vlm.config import VLMConfig
 from vlm.connectors import build_connector, build_projector
 from vlm.connectors.fuse import locate, scatter
 from vlm.encoders import AudioTower, build_vision_tower
-from vlm.errors import AlignmentError, CheckpointError
+from vlm.errors import AlignmentError, CheckpointError, ConfigError
 from vlm.time.slowfast import make_pooler
 
 MEDIA_KEYS = ("pixel_values", "vision_features", "frames_per_medium", "is_video", "segments", "mel", "audio_lengths")
@@ -43,6 +43,13 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
 
+    # What they are depends on the config; each follows a small protocol (see `vlm.encoders`, `vlm.connectors`).
+    vision_tower: Any
+    mm_projector: Any
+    audio_tower: Any
+    audio_projector: Any
+    language_model: Any
+
     def __init__(self, config: VLMConfig) -> None:
         super().__init__(config)
         width = config.text_config.hidden_size
@@ -60,19 +67,19 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # -- the usual accessors -------------------------------------------------------------------------------------------------
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> Any:
         return self.language_model.get_decoder()
 
     @property
@@ -203,6 +210,8 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             AlignmentError: Placeholders and features disagree in number.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ConfigError("forward needs input_ids or inputs_embeds")
             inputs_embeds = self.fuse(
                 input_ids,
                 pixel_values=pixel_values,
@@ -217,6 +226,8 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets = None
         if labels is not None:
             targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            if loss_only and not kwargs and _head_is_linear(self.config.text_config):
+                return self._loss_at_targets(inputs_embeds, attention_mask, position_ids, targets, num_items_in_batch)
             if loss_only:
                 logits_to_keep = (targets != -100).any(0).nonzero().flatten()
                 targets = targets[:, logits_to_keep]
@@ -237,11 +248,28 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _loss_at_targets(
+        self,
+        embeds_BLD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        targets_BL: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        """The loss, with logits made only at the positions that have a target (most of a video's positions have none)."""
+        decoder = self.get_decoder()
+        hidden_BLD = decoder(
+            inputs_embeds=embeds_BLD, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        wanted_BL = targets_BL != -100
+        logits_NV = self.get_output_embeddings()(hidden_BLD[wanted_BL])
+        return CausalLMOutputWithPast(loss=_token_loss(logits_NV, targets_BL[wanted_BL], num_items), logits=None)
+
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """`generate` of transformers; media are encoded once, before the prompt is repeated for beams or samples."""
         media = {k: kwargs.pop(k) for k in MEDIA_KEYS if k in kwargs}
-        input_ids = kwargs.get("input_ids", inputs)
+        input_ids: Any = kwargs.get("input_ids", inputs)
         if any(v is not None for v in media.values()):
             kwargs["inputs_embeds"] = self.fuse(input_ids, **media)
         kwargs.pop("input_ids", None)
@@ -261,9 +289,15 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return (model, info) if want_info else model
 
 
+def _head_is_linear(text_config: Any) -> bool:
+    """Whether logits are just ``lm_head(hidden)``; some models cap or scale them."""
+    return not any(getattr(text_config, n, None) for n in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+
+
 def _token_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
     """Cross entropy per target token: mean, or sum / ``num_items``. Zero (not NaN) when the batch has no target."""
-    total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    flat = logits.flatten(0, -2).float()
+    total = nn.functional.cross_entropy(flat, targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum().clamp_min(1) if num_items is None else num_items
     return total / count
 

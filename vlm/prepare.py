@@ -53,7 +53,9 @@ def normalise(frames: np.ndarray, pixels: dict[str, Any]) -> torch.Tensor:
     size = int(pixels["image_size"])
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     if x.shape[-2:] != (size, size):
-        x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 255)
+        x = torch.nn.functional.interpolate(
+            x, (size, size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp_(0, 255)
     mean = torch.tensor(list(pixels["image_mean"])).view(1, 3, 1, 1)
     std = torch.tensor(list(pixels["image_std"])).view(1, 3, 1, 1)
     return (x / 255.0 - mean) / std
@@ -65,13 +67,18 @@ def frame_edges(timestamps: np.ndarray, duration: float) -> np.ndarray:
     return np.concatenate([[0.0], np.clip(middle, 0.0, duration), [duration]])
 
 
-def prepare_video(part: dict[str, Any], pixels: dict[str, Any], pooling: dict[str, Any], options: dict[str, Any]) -> Medium:
-    """A video part: a `Video`, anything `load_video` takes, or precomputed ``features`` with ``timestamps`` and ``duration``."""
+def prepare_video(
+    part: dict[str, Any], pixels: dict[str, Any], pooling: dict[str, Any], options: dict[str, Any]
+) -> Medium:
+    """A video part: a `Video`, anything `load_video` takes, or precomputed ``features`` with ``timestamps``, ``duration``
+    (and ``segments``, ``edges``)."""
     if "features" in part:
         return _from_features(part, pooling)
     source = part.get("video", part.get("path", part.get("url")))
     if source is None:
-        raise ConfigError(f"a video part needs 'video' (a path, bytes, frames or a Video) or 'features'; got keys {sorted(part)}")
+        raise ConfigError(
+            f"a video part needs 'video' (a path, bytes, frames or a Video) or 'features'; got keys {sorted(part)}"
+        )
     if not isinstance(source, Video):
         wanted = {k: v for k, v in options.items() if v is not None}
         wanted |= {k: part[k] for k in ("num_frames", "fps", "start", "end") if part.get(k) is not None}
@@ -100,17 +107,18 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
 
 
 def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
-    features = torch.as_tensor(np.asarray(part["features"]))
+    features = torch.from_numpy(np.array(part["features"]))
     duration = float(part["duration"])
     timestamps = np.asarray(part["timestamps"], dtype=np.float64)
     if len(timestamps) != len(features):
         raise ConfigError(f"a video part has {len(features)} frames of features but {len(timestamps)} timestamps")
     segments = list(part["segments"]) if pooling["mode"] == "segments" else None
+    edges = np.asarray(part["edges"]) if "edges" in part else frame_edges(timestamps, duration)
     return Medium(
         kind="video",
         duration=duration,
         num_frames=len(features),
-        edges=frame_edges(timestamps, duration),
+        edges=edges,
         segments=segments,
         vision_features=features,
         timestamps=timestamps,
@@ -120,7 +128,7 @@ def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
 def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
     """An image part: a path, bytes, a PIL image or an array ``uint8 [H, W, 3]``; or precomputed ``features`` ``[P, E]``."""
     if "features" in part:
-        features = torch.as_tensor(np.asarray(part["features"]))[None]
+        features = torch.from_numpy(np.array(part["features"]))[None]
         return Medium(kind="image", num_frames=1, vision_features=features)
     source = part.get("image", part.get("path", part.get("url")))
     if source is None:
@@ -136,7 +144,9 @@ def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:
         raise ConfigError(f"an audio part needs 'audio' (a path or an Audio); got keys {sorted(part)}")
     audio = source if isinstance(source, Audio) else load_audio(source, rate=int(ears["rate"]))
     if audio.rate != int(ears["rate"]):
-        raise ConfigError(f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate")
+        raise ConfigError(
+            f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate"
+        )
     window = float(ears.get("window", 30.0))
     mel = log_mel(audio.samples.mean(0), rate=audio.rate, num_mel_bins=int(ears["num_mel_bins"]), seconds=window)
     seconds = min(audio.duration, window)

@@ -78,11 +78,18 @@ class VLMProcessor(ProcessorMixin):
         self.ears = dict(ears) if ears else None
         missing = [k for k in ("token_grid", "pooling", "time") if k not in self.layout]
         if missing:
-            raise ConfigError(f"processor layout lacks {missing}; build it with VLMProcessor.for_config(config, tokenizer)")
+            raise ConfigError(
+                f"processor layout lacks {missing}; build it with VLMProcessor.for_config(config, tokenizer)"
+            )
 
     @classmethod
     def for_config(
-        cls, config: VLMConfig, tokenizer: PreTrainedTokenizerBase, token_grid: tuple[int, int], *, chat_template: str | None = None
+        cls,
+        config: VLMConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        token_grid: tuple[int, int],
+        *,
+        chat_template: str | None = None,
     ) -> VLMProcessor:
         """Processor that matches a model: adds missing media and time tokens to ``tokenizer`` and writes their ids into ``config``.
 
@@ -99,7 +106,9 @@ class VLMProcessor(ProcessorMixin):
             tokenizer,
             pixels={"image_size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
             layout={"token_grid": list(token_grid), "pooling": dict(config.pooling), "time": dict(config.time)},
-            ears=None if ears is None else {k: getattr(ears, k) for k in ("mode", "rate", "stride", "window", "num_mel_bins")},
+            ears=None
+            if ears is None
+            else {k: getattr(ears, k) for k in ("mode", "rate", "stride", "window", "num_mel_bins")},
             chat_template=chat_template,
         )
 
@@ -132,7 +141,9 @@ class VLMProcessor(ProcessorMixin):
 
     # -- messages -> ids -------------------------------------------------------------------------------------------------------
 
-    def prompt(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **video_options: Any) -> Prompt:
+    def prompt(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **video_options: Any
+    ) -> Prompt:
         """Ids, labels and prepared media of one conversation.
 
         Args:
@@ -148,7 +159,9 @@ class VLMProcessor(ProcessorMixin):
         pieces = _MARK.split(rendered)
         for i, piece in enumerate(pieces):
             if i % 2 == 0:
-                self._append_literal(out, piece, closes_answer=i > 0 and messages[int(pieces[i - 1])]["role"] == "assistant")
+                self._append_literal(
+                    out, piece, closes_answer=i > 0 and messages[int(pieces[i - 1])]["role"] == "assistant"
+                )
             else:
                 index = int(piece)
                 self._append_content(out, messages[index]["role"], contents[index], media[index], duration)
@@ -183,7 +196,9 @@ class VLMProcessor(ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
     def _time_ids(self, seconds: float, duration: float) -> list[int]:
-        return self.text_ids(f"{{t:{max(0.0, seconds):.3f}}}", duration) if self.layout["time"].get("interleave") else []
+        return (
+            self.text_ids(f"{{t:{max(0.0, seconds):.3f}}}", duration) if self.layout["time"].get("interleave") else []
+        )
 
     def _prepare(self, part: dict[str, Any], video_options: dict[str, Any]) -> Medium | None:
         kind = part["type"]
@@ -221,7 +236,9 @@ class VLMProcessor(ProcessorMixin):
 
     def _prepare_audio(self, part: dict[str, Any]) -> Medium:
         if not self.ears or self.ears["mode"] != "features":
-            raise ConfigError("this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead")
+            raise ConfigError(
+                "this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead"
+            )
         medium = prepare_audio(part, self.ears)
         medium.ids = [self.token_id("<audio>")] * medium.num_frames
         return medium
@@ -238,7 +255,9 @@ class VLMProcessor(ProcessorMixin):
 
     # -- ids -> tensors --------------------------------------------------------------------------------------------------------
 
-    def __call__(self, messages: Any = None, *, add_generation_prompt: bool = True, **video_options: Any) -> BatchFeature:
+    def __call__(
+        self, messages: Any = None, *, add_generation_prompt: bool = True, **video_options: Any
+    ) -> BatchFeature:
         """Batch for `generate`: one conversation or a list of them, padded on the left.
 
         Returns:
@@ -281,14 +300,16 @@ class VLMProcessor(ProcessorMixin):
             out["segments"] = [m.segments for m in visual]
         heard = [m for m in prompt.media if m.kind == "audio"]
         if heard:
-            out["mel"] = torch.stack([m.mel for m in heard])
+            out["mel"] = torch.stack([m.mel for m in heard if m.mel is not None])
             out["audio_lengths"] = torch.tensor([m.num_frames for m in heard])
         return out
 
     def collate(self, examples: list[dict[str, Any]], *, padding_side: str = "right") -> dict[str, Any]:
         """Pad the text and join the media of several examples into one batch."""
         longest = max(len(e["input_ids"]) for e in examples)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
+        pad = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
+        )
 
         def padded(key: str, value: int) -> torch.Tensor:
             rows = [torch.full((longest,), value) for _ in examples]

@@ -16,8 +16,26 @@ if TYPE_CHECKING:
     from vlm.prepare import Medium
     from vlm.time.span import Span
 
-_PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "accelerate", "peft", "timm", "open_clip_torch", "av")
-_PACKAGES += ("torchcodec", "decord", "decord2", "diffusers", "deepspeed", "flash-attn", "gradio", "safetensors", "numpy")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "accelerate",
+    "peft",
+    "timm",
+    "open_clip_torch",
+    "av",
+    "torchcodec",
+    "decord",
+    "decord2",
+    "diffusers",
+    "deepspeed",
+    "flash-attn",
+    "gradio",
+    "safetensors",
+    "numpy",
+)
 
 
 def clock(seconds: float) -> str:

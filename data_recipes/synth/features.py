@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class Rendering:
 class PlanSize:
     """How many renderings of each arrangement: per picture, and of several different pictures or none in all."""
 
-    per_picture: dict[str, int] = field(default_factory=lambda: {"middle": 3, "left": 1, "right": 1, "two": 1, "three": 1})
+    per_picture: dict[str, int] = field(
+        default_factory=lambda: {"middle": 3, "left": 1, "right": 1, "two": 1, "three": 1}
+    )
     pairs: int = 900
     triples: int = 500
     empty: int = 150
@@ -88,12 +90,12 @@ def plan(split: str) -> tuple[Rendering, ...]:
     rows: list[Rendering] = []
     for picture in pictures:
         for arrangement, times in size.per_picture.items():
-            rows += [_rendering(arrangement, [picture], rng) for _ in range(times if fits(picture, arrangement) else 1)]
+            rows += [rendering(arrangement, [picture], rng) for _ in range(times if fits(picture, arrangement) else 1)]
     for arrangement, times, count in (("pair", size.pairs, 2), ("triple", size.triples, 3), ("empty", size.empty, 0)):
         for _ in range(times):
             chosen = [pictures[i] for i in rng.choice(len(pictures), count, replace=False)]
             if len({p.name.noun for p in chosen}) == count:
-                rows.append(_rendering(arrangement, chosen, rng))
+                rows.append(rendering(arrangement, chosen, rng))
     return tuple(rows)
 
 
@@ -111,7 +113,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _rendering(arrangement: str, pictures: list[Picture], rng: np.random.Generator) -> Rendering:
+def rendering(arrangement: str, pictures: list[Picture], rng: np.random.Generator) -> Rendering:
+    """Lay pictures out by chance: one for most arrangements, two for ``pair``, three for ``triple``, none for ``empty``.
+
+    A picture of which several copies make no sense ("two moons") is shown once.
+    """
     if len(pictures) == 1 and not fits(pictures[0], arrangement):
         arrangement = "middle"
     places = _PLACES.get(arrangement, (arrangement,))
@@ -175,14 +181,22 @@ class FeatureBank:
     Attributes:
         features: float16 ``[N, 49, 1280]``, memory-mapped.
         rows: What each shows.
+        pooled: Mean over the grid, float32 ``[N, 1280]``.
     """
 
     features: np.ndarray
     rows: tuple[Rendering, ...]
+    pooled: np.ndarray
 
     def where(self, arrangement: str) -> np.ndarray:
         """Indices of the rows with this arrangement."""
-        return np.array([i for i, r in enumerate(self.rows) if r.arrangement == arrangement], dtype=np.int64)
+        return self.by_arrangement[arrangement]
+
+    @cached_property
+    def by_arrangement(self) -> dict[str, np.ndarray]:
+        """Row indices of every arrangement."""
+        kinds = np.array([r.arrangement for r in self.rows])
+        return {str(kind): np.flatnonzero(kinds == kind) for kind in np.unique(kinds)}
 
 
 @cache
@@ -196,7 +210,18 @@ def feature_bank(split: str) -> FeatureBank:
     path, count = folder / "features.f16", folder / "done.txt"
     with FileLock(str(folder / "lock")):
         _build(rows, path, count)
-    return FeatureBank(np.memmap(path, np.float16, mode="r", shape=(len(rows), GRID[0] * GRID[1], WIDTH)), rows)
+        features = np.memmap(path, np.float16, mode="r", shape=(len(rows), GRID[0] * GRID[1], WIDTH))
+        pooled = _pooled(features, folder / "pooled.npy")
+    return FeatureBank(features, rows, pooled)
+
+
+def _pooled(features: np.ndarray, path: Path, *, step: int = 256) -> np.ndarray:
+    if not path.exists():
+        parts = [features[i : i + step].astype(np.float32).mean(1) for i in range(0, len(features), step)]
+        partial = path.with_name("partial.npy")
+        np.save(partial, np.concatenate(parts))
+        partial.replace(path)
+    return np.load(path)
 
 
 def _plan_key(rows: tuple[Rendering, ...]) -> str:
@@ -239,7 +264,9 @@ def main(splits: tuple[str, ...] = ("train", "picture", "class")) -> None:
     """Build the banks of these splits (``python -m data_recipes.synth.features``)."""
     for split in splits:
         bank = feature_bank(split)
-        print(f"{split}: {len(bank.rows)} renderings of {len({i.picture for r in bank.rows for i in r.items})} pictures")
+        print(
+            f"{split}: {len(bank.rows)} renderings of {len({i.picture for r in bank.rows for i in r.items})} pictures"
+        )
 
 
 if __name__ == "__main__":

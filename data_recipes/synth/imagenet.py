@@ -1,6 +1,7 @@
 """The 1000 ImageNet classes without their pictures: names, and feature maps made from the classifier itself (ours).
 
-With μ and Σ the mean and covariance of the pooled features of real pictures, and W_c the classifier's row of class c,
+With μ and Σ the mean and covariance of the pooled features of real pictures (Σ shrunk: 0.3 of its mean variance is added to
+the diagonal), and W_c the classifier's row of class c,
 
     m_c = μ + k Σ (W_c - W̄),   k = 8
 
@@ -21,9 +22,12 @@ from data_recipes.synth.features import FeatureBank, classifier, feature_bank
 from data_recipes.synth.pictures import Name
 from vlm.errors import ConfigError, MissingDependencyError
 
-STEP = 8.0
+STEP, SHRINK = 8.0, 0.3
 _NOISE_RANK = 64
-_PLURAL_NAMES = re.compile(r"(tights|sunglasses|trunks|chime|bars|blinds|shades|binoculars|maraca|tweezers|jeans|pajamas)$")
+ARRANGEMENTS = ("full", "middle", "left", "right", "two", "three")
+_PLURAL_NAMES = re.compile(
+    r"(tights|sunglasses|trunks|chime|bars|blinds|shades|binoculars|maraca|tweezers|jeans|pajamas)$"
+)
 _MASS = {"mashed potato", "ice", "hay", "corn", "guacamole", "chocolate sauce", "dough", "espresso", "red wine"}
 
 
@@ -83,13 +87,14 @@ def class_of_name() -> dict[str, int]:
     return table
 
 
-def class_prototypes(pooled: np.ndarray, *, step: float = STEP) -> np.ndarray:
+def class_prototypes(pooled: np.ndarray, *, step: float = STEP, shrink: float = SHRINK) -> np.ndarray:
     """Prototypes m_c, float32 ``[1000, 1280]``, from pooled features ``[N, 1280]`` of real pictures (module formula)."""
     weight, _ = classifier()
     mean = pooled.mean(0)
-    centred = pooled - mean
-    covariance_times = centred.T @ (centred @ (weight - weight.mean(0)).T) / (len(pooled) - 1)
-    return (mean + step * covariance_times.T).astype(np.float32)
+    rows = weight - weight.mean(0)
+    covariance = np.cov(pooled, rowvar=False)
+    covariance += shrink * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    return (mean + step * rows @ covariance).astype(np.float32)
 
 
 class PrototypeMaps:
@@ -111,36 +116,26 @@ class PrototypeMaps:
         self.noise, self.rest = noise, rest
 
     @cached_property
-    def pooled(self) -> np.ndarray:
-        """Pooled features float32 ``[N, 1280]`` of the whole bank."""
-        store, size = self.bank.features, 256
-        return np.concatenate([store[i : i + size].astype(np.float32).mean(1) for i in range(0, len(store), size)])
-
-    @cached_property
     def background(self) -> np.ndarray:
         """B, float32 ``[1280]``."""
-        return self.pooled[self.bank.where("empty")].mean(0)
+        return self.bank.pooled[self.bank.where("empty")].mean(0)
 
     @cached_property
     def prototypes(self) -> np.ndarray:
         """m_c, float32 ``[1000, 1280]``."""
-        return class_prototypes(self.pooled[self.bank.where("middle")])
+        return class_prototypes(self.bank.pooled[self.bank.where("middle")])
 
     @cached_property
     def _noise_basis(self) -> np.ndarray:
         """Principal directions of the pooled features times their standard deviations, ``[rank, 1280]``."""
-        middle = self.pooled[self.bank.where("middle")]
+        middle = self.bank.pooled[self.bank.where("middle")]
         _, scales, directions = np.linalg.svd(middle - middle.mean(0), full_matrices=False)
         return (scales[:_NOISE_RANK, None] / np.sqrt(len(middle) - 1)) * directions[:_NOISE_RANK]
 
     @cached_property
     def _usual_length(self) -> float:
         """Median length of u for one thing in the middle."""
-        return float(np.median(np.linalg.norm(self.pooled[self.bank.where("middle")] - self.background, axis=1)))
-
-    @cached_property
-    def _rows(self) -> dict[str, np.ndarray]:
-        return {a: self.bank.where(a) for a in ("middle", "left", "right", "two", "three")}
+        return float(np.median(np.linalg.norm(self.bank.pooled[self.bank.where("middle")] - self.background, axis=1)))
 
     def draw(self, class_id: int, arrangement: str, rng: np.random.Generator) -> np.ndarray:
         """Map of one class, float16 ``[49, 1280]``.
@@ -161,9 +156,9 @@ class PrototypeMaps:
 
     def _shift(self, class_id: int, arrangement: str, rng: np.random.Generator) -> np.ndarray:
         """s ρ (m_c + ε - B) + λ rest, float32 ``[49, 1280]``."""
-        rows = self._rows.get("middle" if arrangement == "full" else arrangement)
-        if rows is None:
-            raise ConfigError(f"arrangement {arrangement!r} is not one of {('full', *self._rows)}")
+        if arrangement not in ARRANGEMENTS:
+            raise ConfigError(f"arrangement {arrangement!r} is not one of {ARRANGEMENTS}")
+        rows = self.bank.where("middle" if arrangement == "full" else arrangement)
         real = self.bank.features[int(rng.choice(rows))].astype(np.float32) - self.background
         u = real.mean(0)
         length = float(np.linalg.norm(u))

@@ -33,8 +33,27 @@ _LEFT_OUT = ("symbols",)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 _SOFT = {
     *COLOURS,
-    *"golden grey silver happy very small large huge little big old modern sitting sleeping ripe sweet colorful toy".split(),
-    *"dream ordinary lit singing spiny eared floppy-eared old-fashioned".split(),
+    *[
+        "golden",
+        "grey",
+        "silver",
+        "happy",
+        "very",
+        "small",
+        "large",
+        "huge",
+        "little",
+        "big",
+        "old",
+        "modern",
+        "sitting",
+        "sleeping",
+        "ripe",
+        "sweet",
+        "colorful",
+        "toy",
+    ],
+    *["dream", "ordinary", "lit", "singing", "spiny", "eared", "floppy-eared", "old-fashioned"],
 }
 _ARTICLE = re.compile(r"^(an?|the|some|our|two)\s+", re.IGNORECASE)
 _GROUPING = re.compile(r"^(pair|bunch|cluster|string|head|couple|quarter) of ", re.IGNORECASE)
@@ -136,7 +155,18 @@ def name_from_caption(caption: str) -> Name:
 
 
 def _keeps_capital(noun: str) -> bool:
-    return noun.split()[0] in {"Santa", "Christmas", "Easter", "Earth", "Jupiter", "Saturn", "Fuji", "T-shirt", "Eiffel", "F-22"}
+    return noun.split()[0] in {
+        "Santa",
+        "Christmas",
+        "Easter",
+        "Earth",
+        "Jupiter",
+        "Saturn",
+        "Fuji",
+        "T-shirt",
+        "Eiffel",
+        "F-22",
+    }
 
 
 @cache
@@ -227,8 +257,8 @@ def load_rgba(path: Path, *, longest: int) -> np.ndarray:
     """Picture as uint8 ``[H, W, 4]``, made smaller so that its longer side is at most ``longest`` pixels."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image = image.convert("RGBA")
+    with Image.open(path) as file:
+        image = file.convert("RGBA")
         box = image.getchannel("A").getbbox()
         image = image.crop(box) if box else image
         image.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -260,7 +290,9 @@ def _colour_indices(rgb: np.ndarray) -> np.ndarray:
     out = np.array([COLOURS.index(n) for n in names])[np.digitize(hue, edges)]
     warm = (out == COLOURS.index("orange")) | (out == COLOURS.index("red"))
     out[warm & (value < 0.62) & (hue < 50)] = COLOURS.index("brown")
-    out[warm & (value >= 0.62) & (value < 0.85) & (saturation < 0.6) & (out == COLOURS.index("orange"))] = COLOURS.index("brown")
+    out[warm & (value >= 0.62) & (value < 0.85) & (saturation < 0.6) & (out == COLOURS.index("orange"))] = (
+        COLOURS.index("brown")
+    )
     out[(out == COLOURS.index("red")) & (saturation < 0.5) & (value > 0.75)] = COLOURS.index("pink")
     plain = saturation < 0.18
     out[plain & (value > 0.85)] = COLOURS.index("white")

@@ -6,6 +6,7 @@ neutral marks, ``{t:3.0}`` (seconds).
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -330,7 +331,7 @@ class Asker:
             turns.append(self._turn_of("first", article(first.noun), items=(article(first.noun),), choices=len(steady)))
         if last.span.start > steady[-2].span.start:
             turns.append(self._turn_of("last", article(last.noun), items=(article(last.noun),), choices=len(steady)))
-        if all(a.span.start < b.span.start for a, b in zip(steady[:-1], steady[1:], strict=True)):
+        if all(a.span.start < b.span.start for a, b in itertools.pairwise(steady)):
             items = tuple(article(a.noun) for a in steady)
             turns.append(self._turn_of("order", ", ".join(items), items=items))
         one, two = self._pick(steady, 2)
@@ -384,4 +385,3 @@ def _third(value: float, low: str, high: str) -> str:
     if min(abs(value - 0.36), abs(value - 0.64)) < 0.04:
         return "?"
     return low if value < 0.36 else high if value > 0.64 else ""
-

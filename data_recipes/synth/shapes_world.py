@@ -6,6 +6,7 @@ and each stated time is visible. Two shapes that collide share a half.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -174,7 +175,7 @@ class _Clock:
         count = int(self.rng.integers(1, 4))
         edges = np.linspace(0.0, self.duration, count + 1)
         beeps = []
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in itertools.pairwise(edges):
             length = min(float(self.rng.uniform(0.3, 1.5)), 0.6 * (right - left))
             start = float(self.rng.uniform(left + 0.1 * (right - left), right - length - 0.1 * (right - left)))
             beeps.append(Beep(self._grid(start, start + length), float(self.rng.uniform(400.0, 1600.0))))

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train.stages import Recipe, parse_recipe
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -40,7 +42,8 @@ def recipe(out: Path, *, steps: tuple[int, ...] = (3, 4), **changes: Any) -> Rec
     rates = ({"lm_head": 1e-2, "model.embed_tokens": 1e-2}, {"*": 3e-3}, {"*": 1e-3})
     stages = [{"name": n, "trainable": r, "steps": s, **stage} for n, r, s in zip(names, rates, steps, strict=False)]
     model = {"call": "train.tiny:model", "args": {"width": 32, "layers": 1, "dropout": 0.1}}
-    quiet = {"progress": False, "report_to": [], "workers": 0, "device": "cpu", "save_every": 1}
+    device = "cpu" if torch.accelerator.is_available() else "auto"
+    quiet = {"progress": False, "report_to": [], "workers": 0, "device": device, "save_every": 1}
     return parse_recipe({"model": model, "out": str(out), "stages": stages, **quiet, **changes})
 
 
@@ -133,14 +136,13 @@ def child_main(
     """What a child does: train, tell the parent about it, and exit as ``python -m train`` would (3 for our own
     errors).
     """
-    import torch
-
     import train.run
     from train.callbacks import Callback
     from vlm.errors import VLMError
 
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    multiprocessing.set_start_method("fork", force=True)  # what a program of its own has on Linux
     torch.set_num_threads(1)
     gc.freeze()  # what the server imported need not be looked at again by every collection
     if world is not None:

@@ -244,16 +244,17 @@ class Pull(Plugin):
 
     weight: float = 1.0
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: Any) -> Any:
         self.model = model
         return model
 
     def losses(self, batch: dict[str, Any], outputs: Any) -> dict[str, torch.Tensor]:
-        return {"pull": self.weight * self.model.get_submodule("lm_head").weight.square().sum()}
+        return {"pull": self.weight * self.model.get_parameter("lm_head.weight").square().sum()}
 
-    def finish(self, model: nn.Module) -> nn.Module:
+    def finish(self, model: Any) -> Any:
         with torch.no_grad():
-            model.get_submodule("model.norm").weight.fill_(0.5)
+            for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight"):
+                model.get_parameter(name).fill_(0.5)
         return model
 
 
@@ -268,7 +269,7 @@ def test_a_plugin_adds_its_loss_and_what_it_changes_is_saved(tmp_path: Path) -> 
         )
     off, on = (trained(tmp_path / str(w), small()) for w in (0.0, 100.0))
     assert on["lm_head.weight"].norm() < 0.9 * off["lm_head.weight"].norm()
-    assert bool((on["model.norm.weight"] == 0.5).all())
+    assert bool((on["model.norm.weight"] == 0.5).all() and (on["model.layers.0.input_layernorm.weight"] == 0.5).all())
     record = json.loads((tmp_path / "100.0" / "history.jsonl").read_text().splitlines()[0])
     assert record["loss_pull"] > 1 and record["loss"] == pytest.approx(record["loss_pull"], abs=4)
 

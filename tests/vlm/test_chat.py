@@ -103,6 +103,8 @@ def test_wrong_options_are_named(tiny: Assistant) -> None:
 def test_streamed_tokens_equal_generate(tiny: Assistant) -> None:
     messages = [{"role": "user", "content": "hello"}]
     batch = tiny.processor(messages)
-    expected = tiny.model.generate(**batch, max_new_tokens=10, do_sample=False, pad_token_id=0)[0, batch["input_ids"].shape[1] :]
+    expected = tiny.model.generate(**batch, max_new_tokens=10, do_sample=False, pad_token_id=0)[
+        0, batch["input_ids"].shape[1] :
+    ]
     assert tiny.chat("hello", max_new_tokens=10).raw == tiny.processor.decode_reply(expected)
     assert torch.isfinite(tiny.model(**batch).logits).all()

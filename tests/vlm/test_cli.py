@@ -27,7 +27,11 @@ def test_overview_and_help_of_every_verb(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["dance"], "no verb 'dance'"), (["chat", "x.mp4", "hi", "--model", "/no/such"], "cannot load"), (["fetch", "big"], "'big'")],
+    [
+        (["dance"], "no verb 'dance'"),
+        (["chat", "x.mp4", "hi", "--model", "/no/such"], "cannot load"),
+        (["fetch", "big"], "'big'"),
+    ],
 )
 def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
@@ -43,7 +47,17 @@ def test_chat_answers_as_json_and_draws_the_strip(tmp_path: Path, capsys: pytest
     tiny.model.save_pretrained(tmp_path / "model")
     tiny.processor.save_pretrained(tmp_path / "model")
     clip = write_video(tmp_path / "clip one.mp4", random_frames(20, size=64), fps=10)
-    arguments = [str(clip), "What?", "--model", str(tmp_path / "model"), "--num-frames", "5", "--max-new-tokens", "4", "--json"]
+    arguments = [
+        str(clip),
+        "What?",
+        "--model",
+        str(tmp_path / "model"),
+        "--num-frames",
+        "5",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]
     assert main(["chat", *arguments]) == 0
     reply = json.loads(capsys.readouterr().out)
     assert reply["usage"]["frames"] == 5 and reply["question"] == "What?"
@@ -63,7 +77,10 @@ def test_strip_marks_the_span() -> None:
     plain = draw_strip(chat.video, [])
     marked = draw_strip(chat.video, [Span(0.0, chat.video.duration / 2)])
     assert plain.shape == marked.shape
-    red = np.all(np.abs(marked.astype(int) - [214, 39, 40]) < 3, axis=2).sum(), np.all(plain == [214, 39, 40], axis=2).sum()
+    red = (
+        np.all(np.abs(marked.astype(int) - [214, 39, 40]) < 3, axis=2).sum(),
+        np.all(plain == [214, 39, 40], axis=2).sum(),
+    )
     assert red[0] > 1000 and red[1] == 0
 
 
@@ -71,7 +88,9 @@ def test_facts_count_what_is_there() -> None:
     tiny = tiny_assistant()
     facts = model_facts(tiny, frames=8)
     assert facts["parameters"] == sum(p.numel() for p in tiny.model.parameters())
-    prompt = tiny.processor.prompt([{"role": "user", "content": [{"type": "video", "video": random_frames(8), "num_frames": 8}]}])
+    prompt = tiny.processor.prompt(
+        [{"role": "user", "content": [{"type": "video", "video": random_frames(8), "num_frames": 8}]}]
+    )
     assert facts["tokens for 8 frames"] == len(prompt.media[0].ids)
     assert environment()["torch"]
 

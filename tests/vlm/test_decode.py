@@ -1,4 +1,4 @@
-"""The fused decoder computes what transformers computes, leaves the model usable, and knows what it cannot do."""
+"""The lean decoder computes what transformers computes, leaves the model usable, and knows what it cannot do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,7 +23,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vlm.decode import FusedDecoder, KVCache, ModuleDecoder, decoder_for, obstacle, supports
+from vlm.decode import KVCache, LlamaDecoder, ModuleDecoder, decoder_for, obstacle, supports
 from vlm.generate import DecodeState, Sampling, stream_ids
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -109,7 +109,7 @@ def test_logits_equal_those_of_transformers_over_several_turns(name: str) -> Non
     pieces = prompt(model, 9, 1, 1, 5, 1, 12, 1)
     expected = reference(copy.deepcopy(model), pieces)
     decoder, cache = decoder_for(model, tokens=30)
-    assert isinstance(decoder, FusedDecoder)
+    assert isinstance(decoder, LlamaDecoder)
     for piece, logits in zip(pieces, expected, strict=True):
         torch.testing.assert_close(decoder.read(cache, piece), logits, rtol=TOLERANCE, atol=TOLERANCE)
     assert cache.length == 30
@@ -121,7 +121,7 @@ def test_rotary_types_whose_frequencies_are_fixed(name: str) -> None:
     pieces = prompt(model, 40, 1, 8)
     expected = reference(copy.deepcopy(model), pieces)
     decoder, cache = decoder_for(model)
-    assert isinstance(decoder, FusedDecoder)
+    assert isinstance(decoder, LlamaDecoder)
     for piece, logits in zip(pieces, expected, strict=True):
         torch.testing.assert_close(decoder.read(cache, piece), logits, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -178,12 +178,13 @@ def test_the_model_stays_what_it_was(build: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "folder")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), again.parameters(), strict=True))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "plain.safetensors")
-    assert all(torch.equal(v, original.state_dict()[k]) for k, v in load_file(tmp_path / "plain.safetensors").items())
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    copied = copy.deepcopy(original)
-    copied.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert all(torch.equal(a, b) for a, b in zip(original.parameters(), copied.parameters(), strict=True))
+    save_model(model, str(tmp_path / "plain.safetensors"))
+    blank = build()
+    with torch.no_grad():
+        for parameter in blank.parameters():
+            parameter.zero_()
+    load_model(blank, tmp_path / "plain.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(original.parameters(), blank.parameters(), strict=True))
 
 
 def test_weights_are_not_kept_twice() -> None:
@@ -197,20 +198,16 @@ def test_weights_are_not_kept_twice() -> None:
 def test_changed_weights_are_seen() -> None:
     model = llama()
     (piece,) = prompt(model, 5)
-    decoder, _ = decoder_for(model)
+    decoder, cache = decoder_for(model)
+    before = decoder.read(cache, piece)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
         model.model.norm.weight.add_(0.25)
-    assert decoder_for(model)[0] is decoder
-    updated = decoder.read(decoder.new_cache(), piece)
-    torch.testing.assert_close(updated, reference(model, [piece])[0], rtol=TOLERANCE, atol=TOLERANCE)
-    model.double().float()  # storage of its own again
-    with torch.no_grad():
-        model.lm_head.weight.mul_(-1.0)
-    renewed, cache = decoder_for(model)
-    assert renewed is not decoder
-    torch.testing.assert_close(renewed.read(cache, piece), reference(model, [piece])[0], rtol=TOLERANCE, atol=TOLERANCE)
-    assert not torch.allclose(renewed.read(renewed.new_cache(), piece), updated)
+        model.model.layers[0].self_attn.q_proj.weight.data = torch.randn(32, 32)
+    model.double().float()  # every weight in other storage
+    after = decoder.read(decoder.new_cache(), piece)
+    torch.testing.assert_close(after, reference(model, [piece])[0], rtol=TOLERANCE, atol=TOLERANCE)
+    assert not torch.allclose(before, after, atol=1e-3)
 
 
 def test_training_goes_on_after_an_answer() -> None:
@@ -267,13 +264,14 @@ def test_other_models_go_through_their_own_forward(reason: str) -> None:
     model = UNSUPPORTED[reason]()
     assert reason in obstacle(model)
     assert not supports(model)
+    tolerance = TOLERANCE if model.dtype == torch.float32 else 0.05
     pieces = [p.to(model.dtype) for p in prompt(model, 6, 1, 3)]
     decoder, cache = decoder_for(model)
     assert isinstance(decoder, ModuleDecoder)
     with torch.inference_mode():
         got = [decoder.read(cache, p) for p in pieces]
     for logits, expected in zip(got, reference(model, pieces), strict=True):
-        assert torch.equal(logits, expected.float())
+        torch.testing.assert_close(logits, expected.float(), rtol=tolerance, atol=tolerance)
 
 
 def test_beyond_the_sliding_window_the_conversation_moves_to_transformers() -> None:
@@ -289,7 +287,7 @@ def test_beyond_the_sliding_window_the_conversation_moves_to_transformers() -> N
         kinds.append(type(decoder))
         with torch.inference_mode():
             torch.testing.assert_close(decoder.read(cache, piece), logits, rtol=TOLERANCE, atol=TOLERANCE)
-    assert kinds == [FusedDecoder] * 2 + [ModuleDecoder] * 3
+    assert kinds == [LlamaDecoder] * 2 + [ModuleDecoder] * 3
     assert not torch.allclose(expected[-1], plain[-1], atol=1e-3), "the window did not matter in this test"
 
 

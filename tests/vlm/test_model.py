@@ -44,7 +44,11 @@ def test_logits_equal_a_straight_line_reference(llm: str, tied: bool) -> None:
 
 
 def test_batched_logits_equal_single_ones(tiny: Assistant) -> None:
-    conversations = [question("a", 2, 1), question("a much longer question?", 5, 2), [{"role": "user", "content": "no video"}]]
+    conversations = [
+        question("a", 2, 1),
+        question("a much longer question?", 5, 2),
+        [{"role": "user", "content": "no video"}],
+    ]
     together = tiny.model(**tiny.processor(conversations)).logits
     for row, conversation in enumerate(conversations):
         alone = tiny.model(**tiny.processor(conversation)).logits[0]
@@ -52,7 +56,10 @@ def test_batched_logits_equal_single_ones(tiny: Assistant) -> None:
 
 
 def test_right_padding_gives_the_same_loss_as_single_examples(tiny: Assistant) -> None:
-    answers = [[*question("a", 2, 1), {"role": "assistant", "content": "yes"}], [*question("bcd", 4), {"role": "assistant", "content": "no!"}]]
+    answers = [
+        [*question("a", 2, 1), {"role": "assistant", "content": "yes"}],
+        [*question("bcd", 4), {"role": "assistant", "content": "no!"}],
+    ]
     examples = [tiny.processor.training_example(a) for a in answers]
     batch = tiny.processor.collate(examples)
     counts = [int((e["labels"] != -100).sum()) for e in examples]
@@ -113,7 +120,7 @@ def test_disagreeing_counts_raise_with_both_numbers(tiny: Assistant) -> None:
 
 def test_generate_with_beams_repeats_the_media_correctly(tiny: Assistant) -> None:
     one, two = question("a", 2, 1), question("bb", 4, 2)
-    options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    options: dict[str, Any] = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
     together = tiny.model.generate(**tiny.processor([one, two]), **options)
     for row, conversation in enumerate((one, two)):
         alone = tiny.model.generate(**tiny.processor(conversation), **options)
@@ -150,7 +157,12 @@ def test_attention_implementation_per_tower(tiny: Assistant, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "pooling",
-    [{"mode": "slowfast", "pool_size": 2}, {"mode": "tsp", "pool_sizes": [[2, 1, 1]]}, {"mode": "mean"}, {"mode": "segments"}],
+    [
+        {"mode": "slowfast", "pool_size": 2},
+        {"mode": "tsp", "pool_sizes": [[2, 1, 1]]},
+        {"mode": "mean"},
+        {"mode": "segments"},
+    ],
     ids=lambda p: p["mode"],
 )
 def test_every_pooling_mode_runs_through_the_model(pooling: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,10 @@ def test_answers_and_their_end_carry_the_labels(tiny: Assistant) -> None:
 
 def test_time_marks_become_time_tokens(tiny: Assistant) -> None:
     part = {"type": "video", "video": video(seconds=19.0)}
-    messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "from {t:3.0} to {t:19}"}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [part]},
+        {"role": "assistant", "content": "from {t:3.0} to {t:19}"},
+    ]
     example = tiny.processor.training_example(messages)
     kept = example["input_ids"][example["labels"] != -100]
     assert tiny.processor.tokenizer.decode(kept) == "from <t3> to <t19><|im_end|>"
@@ -71,7 +76,11 @@ def test_every_visual_token_knows_its_seconds(tiny: Assistant) -> None:
 
 
 def test_a_longer_conversation_starts_with_the_shorter_one(tiny: Assistant) -> None:
-    turns = [{"role": "user", "content": " a "}, {"role": "assistant", "content": "b\n"}, {"role": "user", "content": "c"}]
+    turns = [
+        {"role": "user", "content": " a "},
+        {"role": "assistant", "content": "b\n"},
+        {"role": "user", "content": "c"},
+    ]
     ids = [tiny.processor.prompt(turns[:n], add_generation_prompt=False).ids for n in (1, 2, 3)]
     assert ids[1][: len(ids[0])] == ids[0] and ids[2][: len(ids[1])] == ids[1]
 
@@ -95,7 +104,13 @@ def test_unknown_parts_and_missing_sources_are_named(tiny: Assistant) -> None:
 def test_shots_are_found_where_the_picture_changes() -> None:
     rng = np.random.default_rng(0)
     scenes = [np.full((40, 60, 3), c, np.uint8) for c in (30, 200, 90)]
-    frames = np.stack([s + rng.integers(0, 4, s.shape, dtype=np.uint8) for s, n in zip(scenes, (5, 3, 6), strict=True) for _ in range(n)])
+    frames = np.stack(
+        [
+            s + rng.integers(0, 4, s.shape, dtype=np.uint8)
+            for s, n in zip(scenes, (5, 3, 6), strict=True)
+            for _ in range(n)
+        ]
+    )
     assert find_shots(frames, max_share=1.0) == [5, 3, 6]
     assert sum(find_shots(frames)) == 14
     assert find_shots(frames[:1]) == [1]

@@ -18,7 +18,9 @@ def locate(ids_BL: torch.Tensor, token_ids: Iterable[int | None]) -> torch.Tenso
     return torch.isin(ids_BL, wanted)
 
 
-def scatter(embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, features_ND: torch.Tensor, *, what: str = "media") -> torch.Tensor:
+def scatter(
+    embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, features_ND: torch.Tensor, *, what: str = "media"
+) -> torch.Tensor:
     """Embeddings with the masked positions replaced by ``features_ND``, in row-major order. Differentiable in both inputs.
 
     Raises:

@@ -6,6 +6,7 @@ Shape legend: F frames, P positions of an h x w grid, D input width, H output wi
 
 from __future__ import annotations
 
+import itertools
 import re
 from math import isqrt
 
@@ -81,7 +82,9 @@ def _layers(kind: str, d: int, h: int, order: str) -> nn.Module:
         return nn.Sequential(nn.Linear(d, h), *rest)
     if kind in ("mlp_downsample", "mlp_downsample_2x2_fix"):
         if kind.endswith("_fix") and order != "row":
-            raise ConfigError(f"connector type {kind!r} is row-major by definition; use 'mlp_downsample' for column order")
+            raise ConfigError(
+                f"connector type {kind!r} is row-major by definition; use 'mlp_downsample' for column order"
+            )
         return nn.Sequential(
             SpaceToChannel(2, order=order), nn.LayerNorm(4 * d), nn.Linear(4 * d, h), nn.GELU(), nn.Linear(h, h)
         )
@@ -98,7 +101,7 @@ def _layers(kind: str, d: int, h: int, order: str) -> nn.Module:
         blocks += [nn.LayerNorm(9 * d), nn.Linear(9 * d, 3 * d), nn.GELU()]
         blocks += [nn.LayerNorm(3 * d), nn.Linear(3 * d, h), nn.GELU(), nn.Linear(h, h)]
         return nn.Sequential(*blocks)
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in itertools.pairwise(widths):
         blocks += [nn.LayerNorm(i), nn.Linear(i, o), nn.GELU()]
     return nn.Sequential(*blocks, nn.Linear(h, h))
 

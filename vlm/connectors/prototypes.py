@@ -10,6 +10,8 @@ Shape legend: F frames or shots, P positions of the grid, R regions, C prototype
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,7 +24,12 @@ def region_masks(grid: tuple[int, int], names: tuple[str, ...] | list[str] = REG
     """Averaging weights ``[R, h*w]`` (rows sum to 1) of the named regions of an h x w grid."""
     h, w = grid
     third = -(-w // 3)
-    columns = {"all": (0, w), "left": (0, third), "middle": ((w - third) // 2, (w - third) // 2 + third), "right": (w - third, w)}
+    columns = {
+        "all": (0, w),
+        "left": (0, third),
+        "middle": ((w - third) // 2, (w - third) // 2 + third),
+        "right": (w - third, w),
+    }
     rows = []
     for name in names:
         if name not in columns:
@@ -46,6 +53,8 @@ class PrototypeConnector(nn.Module):
         hidden: Width of the residual MLP; its last layer starts at zero, so an untrained connector is pure prototypes.
     """
 
+    region_weights: torch.Tensor
+
     def __init__(
         self,
         in_dim: int,
@@ -62,14 +71,16 @@ class PrototypeConnector(nn.Module):
         self.keys = nn.Linear(in_dim, num_prototypes)
         self.values = nn.Parameter(torch.zeros(num_prototypes, tokens_per_region, out_dim))
         self.log_scale = nn.Parameter(torch.zeros(len(regions)))
-        self.residual = nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens_per_region * out_dim))
+        self.residual = nn.Sequential(
+            nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens_per_region * out_dim)
+        )
         self.register_buffer("region_weights", region_masks(grid, list(regions)), persistent=False)
         self._grid = grid
         self.zero_residual()
 
     def zero_residual(self) -> None:
         """Start (again) from pure prototypes."""
-        last = self.residual[-1]
+        last: Any = self.residual[-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -81,12 +92,14 @@ class PrototypeConnector(nn.Module):
 
     def similarities(self, x_FPE: torch.Tensor) -> torch.Tensor:
         """Prototype logits ``[F, R, C]`` before the softmax; the row "all" is the classifier's own answer."""
-        region_FRE = self.region_weights.to(x_FPE.dtype) @ x_FPE
+        return self._similarities(self.region_weights.to(x_FPE.dtype) @ x_FPE)
+
+    def _similarities(self, region_FRE: torch.Tensor) -> torch.Tensor:
         return self.keys(region_FRE) * self.log_scale.exp().unsqueeze(-1)
 
     def forward(self, x_FPE: torch.Tensor) -> torch.Tensor:
         region_FRE = self.region_weights.to(x_FPE.dtype) @ x_FPE
-        weights_FRC = (self.keys(region_FRE) * self.log_scale.exp().unsqueeze(-1)).softmax(-1)
+        weights_FRC = self._similarities(region_FRE).softmax(-1)
         named_FRKD = torch.einsum("frc,ckd->frkd", weights_FRC, self.values)
         extra_FRKD = self.residual(region_FRE).view_as(named_FRKD)
         return (named_FRKD + extra_FRKD).flatten(1, 2)

@@ -45,7 +45,9 @@ def log_mel(samples: np.ndarray, *, rate: int, num_mel_bins: int = 80, seconds: 
     if seconds is not None:
         wanted = round(seconds * rate)
         wave = nn.functional.pad(wave[:wanted], (0, max(0, wanted - wave.numel())))
-    spectrum = torch.stft(wave, _N_FFT, _HOP, window=torch.hann_window(_N_FFT), return_complex=True)[..., :-1].abs() ** 2
+    spectrum = (
+        torch.stft(wave, _N_FFT, _HOP, window=torch.hann_window(_N_FFT), return_complex=True)[..., :-1].abs() ** 2
+    )
     filters = melscale_fbanks(_N_FFT // 2 + 1, 0.0, rate / 2, num_mel_bins, rate, norm="slaney", mel_scale="slaney")
     log_spec = (filters.T @ spectrum).clamp_min(1e-10).log10()
     return (torch.maximum(log_spec, log_spec.max() - 8.0) + 4.0) / 4.0
@@ -105,7 +107,9 @@ class Transcriber:
         return pieces
 
 
-def _voiced_range(samples: np.ndarray, rate: int, *, frame_seconds: float = 0.05, floor: float = 0.01) -> tuple[float, float]:
+def _voiced_range(
+    samples: np.ndarray, rate: int, *, frame_seconds: float = 0.05, floor: float = 0.01
+) -> tuple[float, float]:
     """(start, end) seconds of the part louder than ``floor`` (and than a tenth of the loudest frame); (0, 0) when silent."""
     size = max(1, round(frame_seconds * rate))
     count = len(samples) // size

@@ -41,7 +41,9 @@ class TransformersTower(VisionTower):
         try:
             tower_config = AutoConfig.for_model(**options)
         except ValueError as error:
-            raise ConfigError(f"vision_config.name={config.name!r} is not a transformers vision model: {error}") from error
+            raise ConfigError(
+                f"vision_config.name={config.name!r} is not a transformers vision model: {error}"
+            ) from error
         if config._attn_implementation is not None:
             tower_config._attn_implementation = config._attn_implementation
         self.model = AutoModel.from_config(tower_config)
@@ -92,11 +94,15 @@ class OpenClipTower(VisionTower):
         except ImportError as error:
             raise MissingDependencyError("open_clip_torch", "openclip", f"the vision tower {config.name!r}") from error
         if config.name not in open_clip.list_models():
-            raise ConfigError(f"vision_config.name={config.name!r} is not an open_clip model; see open_clip.list_models()")
+            raise ConfigError(
+                f"vision_config.name={config.name!r} is not an open_clip model; see open_clip.list_models()"
+            )
         options = {"force_image_size": config.image_size, **(config.tower or {})}
         self.model = open_clip.create_model(config.name, pretrained=None, **options).visual
         if not hasattr(self.model, "transformer") or not hasattr(self.model, "conv1"):
-            raise ConfigError(f"open_clip tower {config.name!r} is not a plain ViT; use vision_config.backend='timm' for it")
+            raise ConfigError(
+                f"open_clip tower {config.name!r} is not a plain ViT; use vision_config.backend='timm' for it"
+            )
         patch = self.model.conv1.kernel_size[0]
         side = config.image_size // patch
         self.grid = (side, side)

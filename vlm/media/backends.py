@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,18 @@ def open_optional(backend: str, source: Source, limits: MediaLimits) -> Torchcod
         MissingDependencyError: Its package is not installed or cannot be loaded.
     """
     return TorchcodecReader(source, limits) if backend == "torchcodec" else DecordReader(source, limits)
+
+
+def usable_backends() -> list[str]:
+    """Names of the back ends that can be used here, the default first."""
+    usable = ["pyav"]
+    for name, module in (("torchcodec", "torchcodec.decoders"), ("decord", "decord")):
+        try:
+            import_module(module)
+        except (ImportError, OSError, RuntimeError):  # installed without the libraries it was linked against
+            continue
+        usable.append(name)
+    return usable
 
 
 class _OptionalReader:

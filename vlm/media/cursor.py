@@ -86,6 +86,7 @@ class Cursor:
         self._decoder.thread_count = self._threads
         self._droppable = self._decoder.name == "h264"
         self._fresh = True
+        _read_only(container, index)
 
     def close(self) -> None:
         """Close the container."""
@@ -135,8 +136,10 @@ class Cursor:
     def _ended_early(self) -> bool:
         """True if reading failed, or the container lists frames after the last packet there is."""
         index = self.stream.index_entries
+        if self._cut or (self.container.format.name == "avi" and self.stream.frames > len(index)):
+            return True
         listed = index[len(index) - 1].timestamp if len(index) else None
-        return self._cut or (listed is not None and (self._last_dts is None or listed > self._last_dts))
+        return listed is not None and (self._last_dts is None or listed > self._last_dts)
 
     @property
     def _indexed(self) -> bool:
@@ -346,3 +349,13 @@ class Cursor:
 def pts_of(frame: VideoFrame) -> int:
     """Presentation time of a frame in ticks; the cursor has filled in missing ones."""
     return frame.pts or 0
+
+
+def _read_only(container: InputContainer, index: int) -> None:
+    """Tell the demuxer not to read the other streams (PyAV can since 17.1; before, their packets are thrown away)."""
+    import av.stream
+
+    discard = getattr(av.stream, "Discard", None)
+    for other in container.streams:
+        if discard is not None and other.index != index:
+            other.discard = discard.all

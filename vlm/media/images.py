@@ -94,9 +94,7 @@ def _to_rgb(image: Any, name: str) -> np.ndarray:
         if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
             return on_white(np.asarray(image.convert("RGBA")))
         return np.array(image.convert("RGB"))
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever they stumble over: OSError, IndexError, struct.error ...
+    except Exception as error:  # of any type: Pillow's decoders raise whatever they stumble over
         raise MediaError(name, f"is a damaged image ({error})") from error
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from av import AudioStream, VideoStream
     from av.container import InputContainer
 
-_ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover art of a song
-
 
 def video_stream(container: InputContainer, source: Source) -> VideoStream:
     """The main video stream.
@@ -25,7 +23,10 @@ def video_stream(container: InputContainer, source: Source) -> VideoStream:
     Raises:
         MediaError: There is none, or no decoder for it.
     """
-    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    from av.stream import Disposition
+
+    cover = Disposition.attached_pic  # the cover art of a song
+    streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
         raise MediaError(source.name, f"has no video stream (streams: {kinds})")

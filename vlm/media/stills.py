@@ -157,7 +157,7 @@ def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
 
 
 def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
-    """Seconds each frame is shown, up to the first damaged one; like browsers, 0.1 s where the file says nearly nothing."""
+    """Seconds each frame is shown, up to the first damaged one; as in browsers, 0.1 s where the file says about 0."""
     durations: list[float] = []
     try:
         while True:

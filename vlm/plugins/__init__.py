@@ -15,6 +15,7 @@ from vlm.errors import ConfigError
 
 PLUGINS = {
     "lora": "vlm.plugins.lora:Lora",
+    "token_rows": "vlm.plugins.token_rows:TokenRows",
 }
 
 

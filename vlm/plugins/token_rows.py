@@ -1,31 +1,45 @@
 """Train some rows of the vocabulary (time tokens, say) and leave the rest of a large embedding table frozen.
 
-The table becomes ``base.index_copy(rows)``, on the input side and on the output side if the two are tied, so only the new rows have
-gradients, optimizer state and a place in the checkpoint.
+The rows live in one small parameter. On the input side they replace what the frozen table gives for their ids; on the output side (if the
+two are tied) they replace those columns of the logits. So the table itself needs no gradient: only the rows have gradients, optimizer
+state and a place in the checkpoint.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from vlm.errors import ConfigError
 from vlm.plugins import Plugin
 
 
 class _Rows(nn.Module):
-    """Parametrisation of a table ``[V, D]`` that replaces the rows ``ids``."""
+    """The trained rows ``[R, D]`` of a table and the hooks that put them in place."""
 
-    def __init__(self, ids: Tensor, rows: nn.Parameter) -> None:
+    ids: Tensor
+    place: Tensor
+
+    def __init__(self, ids: Tensor, rows: Tensor, vocabulary: int) -> None:
         super().__init__()
+        place = torch.full((vocabulary,), -1)
+        place[ids] = torch.arange(len(ids))
         self.register_buffer("ids", ids, persistent=False)
-        self.token_rows = rows
+        self.register_buffer("place", place, persistent=False)
+        self.token_rows = nn.Parameter(rows)
+        self.handles: list[Any] = []
 
-    def forward(self, table: Tensor) -> Tensor:
-        return table.index_copy(0, self.ids, self.token_rows)
+    def embed(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the input embedding: ``[..., D]`` with the rows' ids replaced."""
+        place = self.place[inputs[0]]
+        return torch.where((place >= 0).unsqueeze(-1), self.token_rows[place.clamp_min(0)].to(output.dtype), output)
+
+    def score(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of the output head: logits ``[..., V]`` with the rows' columns replaced."""
+        return output.index_copy(-1, self.ids, inputs[0] @ self.token_rows.T.to(inputs[0].dtype))
 
 
 @dataclass
@@ -43,21 +57,22 @@ class TokenRows(Plugin):
     ids: list[int] = field(default_factory=list)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Parametrise the table(s). Does nothing when an earlier stage did.
+        """Hook the table(s). Does nothing when an earlier stage did.
 
         Raises:
             ConfigError: The ids do not lie in the table.
         """
-        source = model.get_input_embeddings()
-        if parametrize.is_parametrized(source, "weight"):
+        source, head = _tables(model)
+        if hasattr(source, "trained"):
             return model
-        ids = self._ids(source.weight.shape[0])
-        head = model.get_output_embeddings()
-        tied = head is not None and head.weight is source.weight
-        rows = nn.Parameter(source.weight.detach()[ids].clone())
-        for owner in [source, head] if tied else [source]:
-            owner.weight.requires_grad_(False)
-            parametrize.register_parametrization(owner, "weight", _Rows(ids, rows), unsafe=True)
+        vocabulary = source.weight.shape[0]
+        ids = self._ids(vocabulary)
+        rows = _Rows(ids, source.weight.detach()[ids].clone(), vocabulary)
+        source.weight.requires_grad_(False)
+        rows.handles.append(source.register_forward_hook(rows.embed))
+        if head is not None and head.weight is source.weight:
+            rows.handles.append(head.register_forward_hook(rows.score))
+        source.add_module("trained", rows)
         return model
 
     def _ids(self, vocabulary: int) -> Tensor:
@@ -72,13 +87,18 @@ class TokenRows(Plugin):
         return torch.tensor(chosen)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """Write the trained rows into the table and tie it again."""
-        source, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if not parametrize.is_parametrized(source, "weight"):
+        """Write the trained rows into the table and leave the model as it was."""
+        source, _ = _tables(model)
+        rows = getattr(source, "trained", None)
+        if rows is None:
             return model
-        tied = head is not None and parametrize.is_parametrized(head, "weight")
-        parametrize.remove_parametrizations(source, "weight", leave_parametrized=True)
-        if tied:
-            parametrize.remove_parametrizations(head, "weight", leave_parametrized=True)
-            head.weight = source.weight
+        for handle in rows.handles:
+            handle.remove()
+        with torch.no_grad():
+            source.weight[rows.ids] = rows.token_rows.to(source.weight.dtype)
+        del source.trained
         return model
+
+
+def _tables(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()

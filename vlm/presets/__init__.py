@@ -20,7 +20,9 @@ def preset_folder(name: str) -> Path:
     return Path(str(resources.files("vlm.presets"))) / name
 
 
-def load(name: str | Path = "smol", *, device: str | None = None, dtype: Any = None, attn_implementation: Any = None) -> Any:
+def load(
+    name: str | Path = "smol", *, device: str | None = None, dtype: Any = None, attn_implementation: Any = None
+) -> Any:
     """An `Assistant` for a preset (``smol``, ``nano``), a folder written by ``save_pretrained``, or a hub id.
 
     Args:
@@ -65,7 +67,9 @@ def _resolve(name: str | Path) -> str:
             raise CheckpointError(f"the preset {name!r} has no weights in this installation; reinstall vlm")
         return str(folder)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise CheckpointError(f"{name} is a folder without config.json; give a folder written by save_pretrained, or one of {PRESETS}")
+        raise CheckpointError(
+            f"{name} is a folder without config.json; give a folder written by save_pretrained, or one of {PRESETS}"
+        )
     return str(name)
 
 

@@ -44,7 +44,11 @@ def imagenet_names() -> list[str]:
 
 def smol_config(text_config: Any, *, extra_prototypes: int = 0, connector: dict[str, Any] | None = None) -> VLMConfig:
     """The architecture of `smol` around a language model's config."""
-    prototypes = {"type": "prototypes", "num_prototypes": 1000 + extra_prototypes, "tokens_per_region": TOKENS_PER_REGION}
+    prototypes = {
+        "type": "prototypes",
+        "num_prototypes": 1000 + extra_prototypes,
+        "tokens_per_region": TOKENS_PER_REGION,
+    }
     return VLMConfig(
         text_config=text_config,
         vision_config=VisionConfig(
@@ -61,7 +65,9 @@ def smol_config(text_config: Any, *, extra_prototypes: int = 0, connector: dict[
     )
 
 
-def base(*, extra_prototypes: int = 0, connector: dict[str, Any] | None = None) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+def base(
+    *, extra_prototypes: int = 0, connector: dict[str, Any] | None = None
+) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """Backbones joined by an untrained connector, and the processor that fits (the starting point of training).
 
     Args:
@@ -99,7 +105,9 @@ def _grow_vocabulary(model: VLMForConditionalGeneration, processor: VLMProcessor
     table = model.get_input_embeddings().weight.data
     ids = time_token_ids(processor)
     old = table[: min(ids)]
-    angles = torch.linspace(0, 1, len(ids)).unsqueeze(1) * torch.exp(torch.linspace(0, 5, table.shape[1] // 2)).unsqueeze(0)
+    angles = torch.linspace(0, 1, len(ids)).unsqueeze(1) * torch.exp(
+        torch.linspace(0, 5, table.shape[1] // 2)
+    ).unsqueeze(0)
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     table[ids] = old.mean(0) + waves * old.std(0)
     table[[processor.token_id(t) for t in ("<image>", "<video>", "<audio>")]] = old.mean(0)
@@ -144,7 +152,9 @@ def apply_trained(model: VLMForConditionalGeneration, trained: dict[str, torch.T
     Raises:
         CheckpointError: A name or shape does not fit the model.
     """
-    connector = {k.removeprefix("mm_projector."): v.float() for k, v in trained.items() if k.startswith("mm_projector.")}
+    connector = {
+        k.removeprefix("mm_projector."): v.float() for k, v in trained.items() if k.startswith("mm_projector.")
+    }
     try:
         model.mm_projector.load_state_dict(connector, strict=True)
     except RuntimeError as error:

@@ -5,6 +5,8 @@ The processor needs to know how many tokens a video becomes before any encoder r
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 _SIDE = 16
@@ -47,7 +49,7 @@ def find_shots(
     if len(cuts) >= max_shots:
         cuts = np.sort(cuts[np.argsort(-change[cuts], kind="stable")[: max_shots - 1]])
     edges = [0, *(int(c) + 1 for c in cuts), count]
-    return split_long([b - a for a, b in zip(edges, edges[1:], strict=False)], max_share=max_share)
+    return split_long([b - a for a, b in itertools.pairwise(edges)], max_share=max_share)
 
 
 def split_long(shots: list[int], *, max_share: float = 0.25) -> list[int]:

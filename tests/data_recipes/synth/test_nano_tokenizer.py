@@ -19,7 +19,9 @@ def test_it_is_deterministic_and_small(tokenizer: PreTrainedTokenizerFast) -> No
     assert 500 <= len(tokenizer) <= 1000
 
 
-@pytest.mark.parametrize("text", ["When does the red circle appear?", "Zażółć gęślą jaźń", "日本語 🙂", "a\n\tb  c 12.5"])
+@pytest.mark.parametrize(
+    "text", ["When does the red circle appear?", "Zażółć gęślą jaźń", "日本語 🙂", "a\n\tb  c 12.5"]
+)
 def test_any_text_survives(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 

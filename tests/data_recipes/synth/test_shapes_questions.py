@@ -15,7 +15,9 @@ from vlm.time import Span
 GREY = Background("gradient", (30, 30, 30), (40, 40, 40), 2.0, 0.0, 0)
 
 
-def thing(shape: str, colour: str, start: float, end: float, x: float, y: float, turns: tuple[float, str] | None = None) -> Thing:
+def thing(
+    shape: str, colour: str, start: float, end: float, x: float, y: float, turns: tuple[float, str] | None = None
+) -> Thing:
     return Thing(shape, colour, Span(start, end), Track("still", ((start, x, y),)), 0.15, turns=turns)
 
 

@@ -103,9 +103,13 @@ def test_failed_build_leaves_nothing_and_damage_is_repaired(cache: Path) -> None
     with pytest.raises(RuntimeError, match="killed"):
         build_once("thing", broken)
     assert [p.name for p in cache.iterdir()] == ["thing.lock"]
-    folder = build_once("thing", lambda f: (f / "a.txt").write_text("whole") and None)
+
+    def whole(folder: Path) -> None:
+        (folder / "a.txt").write_text("whole")
+
+    folder = build_once("thing", whole)
     (folder / "a.txt").write_text("cut")
-    build_once("thing", lambda f: (f / "a.txt").write_text("whole") and None)
+    build_once("thing", whole)
     assert (folder / "a.txt").read_text() == "whole"
 
 

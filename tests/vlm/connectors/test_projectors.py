@@ -30,7 +30,9 @@ def test_state_dict_indices_are_those_of_the_checkpoints(kind: str) -> None:
     assert projector(torch.randn(2, 36, 12)).shape == (2, projector.out_grid((6, 6))[0] ** 2, 20)
 
 
-@pytest.mark.parametrize(("d", "h", "kind", "millions"), [(1152, 1536, "mlp_downsample", 9.45), (1152, 4096, "mlp_downsample", 35.7)])
+@pytest.mark.parametrize(
+    ("d", "h", "kind", "millions"), [(1152, 1536, "mlp_downsample", 9.45), (1152, 4096, "mlp_downsample", 35.7)]
+)
 def test_parameter_counts_equal_the_published_sizes(d: int, h: int, kind: str, millions: float) -> None:
     with torch.device("meta"):
         projector = build_projector(kind, d, h)
@@ -91,8 +93,13 @@ def test_fuse_is_differentiable_and_counts() -> None:
     embeds = torch.zeros(2, 4, 3, requires_grad=True)
     features = torch.randn(3, 3, requires_grad=True)
     out = scatter(embeds, locate(ids, (9, None)), features)
-    assert torch.equal(out[0, 1], features[0]) and torch.equal(out[0, 2], features[1]) and torch.equal(out[1, 0], features[2])
+    assert (
+        torch.equal(out[0, 1], features[0])
+        and torch.equal(out[0, 2], features[1])
+        and torch.equal(out[1, 0], features[2])
+    )
     out.sum().backward()
+    assert features.grad is not None and embeds.grad is not None
     assert torch.equal(features.grad, torch.ones(3, 3))
     assert embeds.grad.sum() == 5 * 3
     with pytest.raises(AlignmentError, match=r"3 media placeholder tokens .* gives 2"):

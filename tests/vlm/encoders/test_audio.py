@@ -21,7 +21,9 @@ def tone(seconds: float, hertz: float = 440.0) -> np.ndarray:
 def test_log_mel_equals_the_feature_extractor_of_transformers() -> None:
     pytest.importorskip("torchaudio")
     wave = tone(2.0) + np.random.default_rng(0).normal(0, 0.01, 2 * RATE).astype(np.float32)
-    reference = WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=RATE, return_tensors="pt").input_features[0]
+    reference = WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=RATE, return_tensors="pt").input_features[
+        0
+    ]
     # float32 against the extractor's float64 filters
     torch.testing.assert_close(log_mel(wave, rate=RATE, seconds=30.0), reference, rtol=0, atol=2e-3)
 

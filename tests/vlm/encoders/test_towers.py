@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from vlm.errors import ConfigError
 
 def test_timm_convolutional_map_is_row_major() -> None:
     pytest.importorskip("timm")
-    tower = build_vision_tower(VisionConfig(backend="timm", name="tf_efficientnet_lite0", image_size=64)).eval()
+    tower: Any = build_vision_tower(VisionConfig(backend="timm", name="tf_efficientnet_lite0", image_size=64)).eval()
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = tower.model.forward_features(x)
@@ -24,8 +26,10 @@ def test_timm_convolutional_map_is_row_major() -> None:
 
 def test_timm_vit_drops_its_prefix_tokens() -> None:
     pytest.importorskip("timm")
-    config = VisionConfig(backend="timm", name="vit_tiny_patch16_224", image_size=64, tower={"img_size": 64, "depth": 2})
-    tower = build_vision_tower(config).eval()
+    config = VisionConfig(
+        backend="timm", name="vit_tiny_patch16_224", image_size=64, tower={"img_size": 64, "depth": 2}
+    )
+    tower: Any = build_vision_tower(config).eval()
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(tower(x), tower.model.forward_features(x)[:, 1:])
@@ -43,7 +47,8 @@ def test_open_clip_tower_gives_patch_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "name"), [("timm", "tf_efficientnet_lite99"), ("open_clip", "ViT-Z-1"), ("transformers", "no_such_model")]
+    ("backend", "name"),
+    [("timm", "tf_efficientnet_lite99"), ("open_clip", "ViT-Z-1"), ("transformers", "no_such_model")],
 )
 def test_unknown_names_are_told(backend: str, name: str) -> None:
     pytest.importorskip({"timm": "timm", "open_clip": "open_clip", "transformers": "transformers"}[backend])

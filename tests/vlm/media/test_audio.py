@@ -123,9 +123,9 @@ def test_an_opus_bomb_is_stopped_while_it_streams(tmp_path: Path) -> None:
     tracemalloc.start()
     for src in (data, _Endless(data)):
         with pytest.raises(MediaLimitError, match="max_decoded_bytes"):
-            load_audio(src, rate=48_000, limits=MediaLimits(max_decoded_bytes=10_000_000))  # type: ignore[arg-type]
+            load_audio(src, rate=48_000, limits=MediaLimits(max_decoded_bytes=10_000_000))
         with pytest.raises(MediaLimitError, match="max_seconds"):
-            load_audio(src, rate=48_000, limits=MediaLimits(max_seconds=60))  # type: ignore[arg-type]
+            load_audio(src, rate=48_000, limits=MediaLimits(max_seconds=60))
     assert tracemalloc.get_traced_memory()[1] < 25_000_000
     tracemalloc.stop()
 

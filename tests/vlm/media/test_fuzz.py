@@ -1,4 +1,4 @@
-"""Damaged files: never a crash, a hang or a foreign exception. scripts/soak_media.py decodes them in child processes."""
+"""Damaged files: never a crash, a hang or a foreign exception. scripts/soak_media.py decodes in child processes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     data = png(Image.fromarray(frame))
     (tmp_path / "a.png").write_bytes(data)
     for src in (tmp_path / "a.png", str(tmp_path / "a.png"), data, io.BytesIO(data), frame, Image.fromarray(frame)):
-        np.testing.assert_array_equal(load_image(src), frame)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(load_image(src), frame)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from vlm.plugins.token_rows import TokenRows
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_only_the_rows_move_and_the_model_is_plain_afterwards(tied: bool) -> None:
     assistant = tiny_assistant(text={"tie_word_embeddings": tied})
-    model, processor = assistant.model, assistant.processor
+    model: Any = assistant.model
+    processor = assistant.processor
     ids = [processor.tokenizer.convert_tokens_to_ids(t) for t in processor.codec.tokens()]
     before = model.get_input_embeddings().weight.detach().clone()
     messages = [{"role": "user", "content": "when?"}, {"role": "assistant", "content": "<t3> to <t5>"}]

@@ -1,0 +1,367 @@
+"""Endless short conversations about clips of pictures, for training and scoring the default model.
+
+Training runs in feature space: a shot is a row of the `FeatureBank`, or a map made from an ImageNet prototype, so no picture is
+drawn and no vision tower runs. Held-out conversations can be had as features too, or as frames and real H.264 files of unseen
+pictures that go through the whole model. Every sample is a pure function of ``(seed, index)``.
+
+Examples:
+    >>> data = conversations("train", seed=0, size=1000)
+    >>> data[0].messages[0]["content"][0]["features"].shape[1:]
+    (49, 1280)
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.sample import Message, Sample, assistant, rng_for, user
+from data_recipes.synth.clips import PLACES, Clip, Item, Shot, Sound
+from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank, rendering
+from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name, imagenet_classes
+from data_recipes.synth.pictures import Name, Picture, stamps
+from data_recipes.synth.smol_questions import Asker, Turn
+from data_recipes.synth.speech import clip_seconds, invented_sentence
+from vlm.errors import ConfigError
+from vlm.time.shots import split_long
+
+MEDIA = ("features", "frames", "file")
+_FPS = 10.0  # of written clips; all cuts fall on frames
+# How often each arrangement is shown, for stamps and for ImageNet classes.
+_STAMPS = {"middle": 0.36, "left": 0.11, "right": 0.11, "two": 0.13, "three": 0.1, "pair": 0.12, "triple": 0.07}
+_CLASSES = {"full": 0.4, "middle": 0.22, "left": 0.1, "right": 0.1, "two": 0.07, "three": 0.05, "pair": 0.06}
+_SEEDS = {"train": 0, "picture": 1, "class": 2}
+
+
+@dataclass(frozen=True)
+class SmolDataset:
+    """A finite set of conversations; item ``i`` depends only on the fields and ``i``.
+
+    Attributes:
+        split: ``train``, ``picture`` (unseen pictures of seen classes) or ``class`` (unseen classes); see `pictures`.
+        size: Number of conversations.
+        seed: Of all randomness.
+        medium: ``features``, ``frames`` (a `vlm.media.Video` drawn at the sampled moments) or ``file`` (path of an mp4).
+        seconds: Shortest and longest clip.
+        shots: Least and most shots.
+        turns: Least and most questions.
+        kinds: Only these kinds of question (keys of `smol_questions.PHRASINGS`); all by default.
+        classes: Share of shots that show an ImageNet class (features only).
+        speech: Share of clips in which something is said.
+        frames: Frames that the model samples; drawn from 16, 32, 64 by default.
+        folder: Where ``file`` writes; a temporary folder by default.
+    """
+
+    split: str
+    size: int
+    seed: int = 0
+    medium: str = "features"
+    seconds: tuple[float, float] = (5.0, 120.0)
+    shots: tuple[int, int] = (1, 8)
+    turns: tuple[int, int] = (4, 8)
+    kinds: tuple[str, ...] | None = None
+    classes: float = 0.4
+    speech: float = 0.15
+    frames: int | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in PLAN_SIZES:
+            raise ConfigError(f"split={self.split!r} is not one of {tuple(PLAN_SIZES)}")
+        if self.medium not in MEDIA:
+            raise ConfigError(f"medium={self.medium!r} is not one of {MEDIA}")
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.size:
+            raise IndexError(f"conversation {index} of {self.size}")
+        rng = rng_for(self.seed, _SEEDS[self.split], index)
+        clip, sources, frames = self._clip(rng)
+        times = (np.arange(frames) + 0.5) * clip.duration / frames
+        segments = _frames_per_shot(clip, times)
+        edges = _visible_edges(segments, times, clip.duration)
+        heldout = self.split != "train"
+        names = unrelated_names([i.name for s in clip.shots for i in s.items], rng, trained=not heldout)
+        asker = Asker(clip, names, edges if self.medium == "features" else None, heldout)
+        count = int(rng.integers(self.turns[0], self.turns[1] + 1))
+        turns = asker.turns(rng, count=count, kinds=self.kinds)
+        media = self._media(clip, sources, segments, times, index, rng)
+        meta = {
+            "turns": turns,
+            "duration": clip.duration,
+            "clip": clip,
+            "cuts": [s.start for s in clip.shots[1:]],
+        }
+        return Sample(f"smol-{self.split}-{self.seed}-{index}", _messages(media, turns), meta)
+
+    def clip(self, index: int) -> Clip:
+        """The description of the clip of one conversation."""
+        return self._clip(rng_for(self.seed, _SEEDS[self.split], index))[0]
+
+    # -- the clip -------------------------------------------------------------------------------------------------------
+
+    def _clip(self, rng: np.random.Generator) -> tuple[Clip, list[_Source], int]:
+        """A clip, for each shot where its features come from, and how many frames the model samples."""
+        frames = self.frames or int(rng.choice([16, 32, 64]))
+        count = min(int(rng.integers(self.shots[0], self.shots[1] + 1)), max(1, frames // 2))
+        lengths = _lengths(rng, count, self.seconds, frames=frames)
+        used: set[str] = set()
+        sources = [self._source(rng, used) for _ in range(count)]
+        starts = np.concatenate([[0.0], np.cumsum(lengths)]).round(1)
+        shots = [
+            replace(source.shot, start=float(a), end=float(b))
+            for source, a, b in zip(sources, starts, starts[1:], strict=False)
+        ]
+        if rng.random() < self.speech:
+            which = int(rng.integers(count))
+            shots[which] = self._with_speech(shots[which], rng)
+        return Clip(tuple(shots), ASPECTS[int(rng.integers(len(ASPECTS)))]), sources, frames
+
+    def _source(self, rng: np.random.Generator, used: set[str]) -> _Source:
+        """A shot (times still open) of things whose nouns are not in ``used``, which grows."""
+        for _ in range(20):
+            if self.medium == "features" and rng.random() < self.classes:
+                source = _class_source(rng)
+            elif self.medium == "features":
+                source = _bank_source(self._bank, rng)
+            else:
+                source = _drawn_source(self.split, rng)
+            nouns = {i.name.noun for i in source.shot.items}
+            if not any(related(a, b) for a in nouns for b in used):
+                break
+        used |= nouns
+        return source
+
+    def _with_speech(self, shot: Shot, rng: np.random.Generator) -> Shot:
+        """Someone speaks during the shot: invented words for features, a recorded caption for frames and files."""
+        if self.medium == "features":
+            text = invented_sentence(rng)
+            seconds = min(0.35 * len(text.split()) + 0.3, shot.end - shot.start)
+            start = shot.start + float(rng.random()) * (shot.end - shot.start - seconds)
+            return replace(shot, sound=Sound(Path(), start, text, seconds))
+        spoken = [p for p in stamps() if p.spoken is not None]
+        picture = spoken[int(rng.integers(len(spoken)))]
+        assert picture.spoken is not None
+        seconds = clip_seconds(picture.spoken)
+        if seconds > shot.end - shot.start:
+            return shot
+        start = shot.start + float(rng.random()) * (shot.end - shot.start - seconds)
+        return replace(shot, sound=Sound(picture.spoken, start, picture.caption, seconds))
+
+    @cached_property
+    def _bank(self) -> FeatureBank:
+        return feature_bank(self.split)
+
+    # -- the media ------------------------------------------------------------------------------------------------------
+
+    def _media(
+        self,
+        clip: Clip,
+        sources: list[_Source],
+        segments: list[int],
+        times: np.ndarray,
+        index: int,
+        rng: np.random.Generator,
+    ) -> list[dict[str, Any]]:
+        if self.medium == "features":
+            parts = [_feature_part(clip, sources, segments, times, rng)]
+            heard = [s.sound for s in clip.shots if s.sound is not None]
+            if heard:
+                pieces = [(s.start, s.start + s.seconds, s.text) for s in heard]
+                parts.append({"type": "transcript", "pieces": pieces, "duration": clip.duration})
+            return parts
+        if self.medium == "frames":
+            return [{"type": "video", "video": draw_video(clip, times)}]
+        folder = Path(self.folder or tempfile.mkdtemp(prefix="vlm-smol-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.split}-{self.seed}-{index}.mp4"
+        return [{"type": "video", "video": str(path if path.exists() else clip.write(path, _FPS))}]
+
+
+def conversations(
+    split: str = "train",
+    *,
+    size: int,
+    seed: int = 0,
+    medium: str = "features",
+    seconds: tuple[float, float] = (5.0, 120.0),
+    shots: tuple[int, int] = (1, 8),
+    turns: tuple[int, int] = (4, 8),
+    kinds: tuple[str, ...] | None = None,
+    classes: float = 0.4,
+    speech: float = 0.15,
+    frames: int | None = None,
+) -> SmolDataset:
+    """The dataset a recipe names; arguments as in `SmolDataset`."""
+    kinds = tuple(kinds) if kinds else None
+    ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
+    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, frames)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A shot without its times, and where its features come from: a bank row, or classes in an arrangement."""
+
+    shot: Shot
+    bank: FeatureBank | None = None
+    row: int = -1
+    arrangement: str = ""
+    class_ids: tuple[int, ...] = ()
+
+    def features(self, rng: np.random.Generator) -> np.ndarray:
+        """One map, float16 ``[49, 1280]``."""
+        if self.bank is not None:
+            return np.asarray(self.bank.features[self.row])
+        maps = prototype_maps()
+        if len(self.class_ids) == 2:
+            return maps.draw_pair(*self.class_ids, rng)
+        return maps.draw(self.class_ids[0], self.arrangement, rng)
+
+
+@cache
+def prototype_maps() -> PrototypeMaps:
+    """The maps of ImageNet classes over the training bank; shared, as their statistics take seconds."""
+    return PrototypeMaps()
+
+
+def _choose(weights: dict[str, float], rng: np.random.Generator) -> str:
+    names = list(weights)
+    p = np.array(list(weights.values()))
+    return names[int(rng.choice(len(names), p=p / p.sum()))]
+
+
+def _bank_source(bank: FeatureBank, rng: np.random.Generator) -> _Source:
+    row = int(rng.choice(bank.by_arrangement[_choose(_STAMPS, rng)]))
+    shown = bank.rows[row]
+    return _Source(Shot(0.0, 1.0, shown.items, shown.background, shown.motion), bank, row)
+
+
+def _class_source(rng: np.random.Generator) -> _Source:
+    from data_recipes.synth.backgrounds import Background
+
+    arrangement = _choose(_CLASSES, rng)
+    places = {"full": ("middle",), "two": ("left", "right"), "three": PLACES, "pair": ("left", "right")}.get(
+        arrangement, (arrangement,)
+    )
+    distinct = 2 if arrangement == "pair" else 1
+    ids = tuple(int(i) for i in rng.choice(len(imagenet_classes()), distinct, replace=False))
+    items: tuple[Item, ...] = tuple(class_item(ids[i % distinct], place) for i, place in enumerate(places))
+    if len(items) > 1 and distinct == 1 and not items[0].name.countable:
+        arrangement, items = "middle", (class_item(ids[0], "middle"),)
+    return _Source(Shot(0.0, 1.0, items, Background("plain", 0)), arrangement=arrangement, class_ids=ids)
+
+
+def _drawn_source(split: str, rng: np.random.Generator) -> _Source:
+    arrangement = _choose(_STAMPS, rng)
+    pictures = _pictures(split)
+    chosen = [
+        pictures[int(i)] for i in rng.choice(len(pictures), {"pair": 2, "triple": 3}.get(arrangement, 1), replace=False)
+    ]
+    if len({p.name.noun for p in chosen}) < len(chosen):
+        chosen = chosen[:1]
+        arrangement = "middle"
+    drawn = rendering(arrangement, chosen, rng)
+    return _Source(Shot(0.0, 1.0, drawn.items, drawn.background, drawn.motion))
+
+
+@cache
+def _pictures(split: str) -> tuple[Picture, ...]:
+    return tuple(p for p in stamps() if p.split == split)
+
+
+# -- times --------------------------------------------------------------------------------------------------------------
+
+
+def _lengths(rng: np.random.Generator, count: int, seconds: tuple[float, float], *, frames: int) -> np.ndarray:
+    """Lengths of the shots in seconds (tenths); each is long enough to hold one of ``frames`` even samples, and 0.8 s if it can."""
+    total = float(np.exp(rng.uniform(np.log(seconds[0]), np.log(seconds[1]))))
+    total = max(total, min(seconds[1], 1.2 * count))
+    least = min(max(0.8 / total, 1.4 / frames), 0.9 / count)
+    shares = least + (1 - count * least) * rng.dirichlet(np.full(count, 2.5))
+    return np.maximum((total * shares).round(1), 0.1)
+
+
+def _frames_per_shot(clip: Clip, times: np.ndarray) -> list[int]:
+    ends = np.array([s.end for s in clip.shots])
+    ends[-1] = np.inf
+    return np.bincount(np.searchsorted(ends, times, side="right"), minlength=len(ends)).tolist()
+
+
+def _visible_edges(counts: list[int], times: np.ndarray, duration: float) -> list[tuple[float, float]]:
+    """(start, end) of each shot as sampled frames show it: halfway between its frames and its neighbours'."""
+    middles = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [duration]])
+    last = np.cumsum(counts)
+    return [(float(middles[b - c]), float(middles[b])) for b, c in zip(last, counts, strict=True)]
+
+
+def _feature_part(
+    clip: Clip, sources: list[_Source], counts: list[int], times: np.ndarray, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The video part: per segment (as the processor would cut it) its first and last frame, which fix its edges."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    pieces = split_long([c for c in counts if c])
+    kept, segments, first = [], [], 0
+    for length in pieces:
+        kept += sorted({first, first + length - 1})
+        segments.append(min(length, 2))
+        first += length
+    drawn = {int(o): sources[int(o)].features(rng) for o in dict.fromkeys(owners[kept].tolist())}
+    return {
+        "type": "video",
+        "features": np.stack([drawn[int(o)] for o in owners[kept]]),
+        "timestamps": times[kept],
+        "duration": clip.duration,
+        "segments": segments,
+    }
+
+
+def draw_video(clip: Clip, times: np.ndarray, *, height: int = 224) -> Any:
+    """The clip drawn at ``times`` (seconds) as a loaded `vlm.media.Video`."""
+    from vlm.media import Video, VideoInfo
+
+    size = (height, 2 * round(height * clip.aspect / 2))
+    frames = np.stack([clip.render(float(t), size) for t in times])
+    info = VideoInfo("drawn", size[1], size[0], clip.duration, 0.0, None, len(times), "raw", 0, False, "drawn")
+    return Video(frames, times, clip.duration, "drawn", clip.audio(), info, "exact", 0.0, clip.duration)
+
+
+# -- words --------------------------------------------------------------------------------------------------------------
+
+
+def related(a: str, b: str) -> bool:
+    """Whether one noun may be said of the other: they share a word, or ImageNet calls them the same."""
+    words = [set(re.findall(r"[a-z]+", n.lower())) - {"of", "the", "a", "in", "sign"} for n in (a, b)]
+    ids = class_of_name()
+    same = ids.get(a.lower(), -1) == ids.get(b.lower(), -2)
+    return bool(words[0] & words[1]) or same
+
+
+@cache
+def vocabulary(trained: bool) -> tuple[Name, ...]:
+    """Every name that can be asked about: those of the training pictures and classes, or of all pictures."""
+    named = [p.name for p in stamps() if not trained or p.split == "train"]
+    return tuple(dict.fromkeys([*named, *(c.name for c in imagenet_classes())]))
+
+
+def unrelated_names(shown: list[Name], rng: np.random.Generator, *, trained: bool, count: int = 12) -> list[Name]:
+    """Names of things that are not shown, half of them of stamps and half of ImageNet classes."""
+    table = vocabulary(trained)
+    stamps_only = len(table) - sum(1 for _ in imagenet_classes())
+    picks = [*rng.integers(stamps_only, size=count), *rng.integers(stamps_only, len(table), size=count)]
+    names = [table[int(i)] for i in picks]
+    return [n for n in names if not any(related(n.noun, s.noun) for s in shown)]
+
+
+def _messages(media: list[dict[str, Any]], turns: list[Turn]) -> list[Message]:
+    messages: list[Message] = []
+    for i, turn in enumerate(turns):
+        messages += [user(*(media if i == 0 else []), turn.question), assistant(turn.answer)]
+    return messages
