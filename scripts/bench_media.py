@@ -164,7 +164,7 @@ def _measure(reader: str, path: Path, count: int, decord_path: str | None) -> di
         places.insert(0, decord_path)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in places if p), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--one", reader, "--clip", str(path), "--count", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
     if done.returncode != 0:
         if any(name in done.stderr for name in ("ImportError", "ModuleNotFoundError", "Could not load libtorchcodec")):
             return None

@@ -95,7 +95,8 @@ class Trackers(Callback):
         self.accelerator.log(values, step=record["global_step"])
 
     def on_end(self) -> None:
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def _ends_torn(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from train.checkpoint import CheckpointStore
 from train.loop import Trainer
 from train.signals import EXIT_PREEMPTED, Preempted, Preemption
 from train.stages import Recipe
-from vlm.errors import ConfigError, MissingDependencyError
+from vlm.errors import ConfigError, MissingDependencyError, TrainingError
+
+LOST_PROCESS = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection|[Tt]imed? ?out")
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +42,25 @@ def run(recipe: Recipe, *, patience: float = 5.0) -> int:
         if first:
             store.clean()
         callbacks = build_callbacks(recipe, accelerator)
+        trainer = Trainer(recipe, accelerator, callbacks, store, preemption)
         try:
-            Trainer(recipe, accelerator, callbacks, store, preemption).run()
+            trainer.run()
         except Preempted:
             log.warning("stopped by a signal; saved in %s. The same command goes on from there", store.folder)
             return EXIT_PREEMPTED
+        except RuntimeError as error:
+            if accelerator.num_processes == 1 or not LOST_PROCESS.search(str(error)):
+                raise
+            at = f"process {accelerator.process_index}, stage {trainer.progress.stage}, step {trainer.progress.step}"
+            raise TrainingError(
+                f"{at}: another process has ended or did not answer for {recipe.timeout:g} s (timeout=). Start again: "
+                f"the run goes on from {store.folder}. The communication library said: {str(error).splitlines()[0]}"
+            ) from error
         finally:
             for callback in callbacks:
                 callback.on_end()
+    if accelerator.num_processes > 1:
+        accelerator.state.destroy_process_group()
     return 0
 
 

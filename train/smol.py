@@ -122,4 +122,4 @@ def _lora_options(content: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(f"wrote {export(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)}")
+    sys.stdout.write(f"wrote {export(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)}\n")

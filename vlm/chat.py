@@ -195,7 +195,8 @@ class Chat:
         """The new message as a prompt of its own media, and the ids that follow what the cache holds."""
         processor = self.assistant.processor
         stub = [{**m, "content": "x"} for m in self.messages]
-        prompt = processor.prompt([*stub, message], add_generation_prompt=True)
+        known = self.video.duration if self.video is not None else 0.0
+        prompt = processor.prompt([*stub, message], add_generation_prompt=True, known_duration=known)
         video = next((m for m in prompt.media if m.kind == "video"), None)
         if video is not None:
             self.video = video

@@ -142,18 +142,25 @@ class VLMProcessor(ProcessorMixin):
     # -- messages -> ids -------------------------------------------------------------------------------------------------------
 
     def prompt(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **video_options: Any
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        known_duration: float = 0.0,
+        **video_options: Any,
     ) -> Prompt:
         """Ids, labels and prepared media of one conversation.
 
         Args:
             messages: OpenAI/HF-style messages (see `data_recipes.sample`).
+            known_duration: Seconds of the video that times refer to when the messages themselves hold none.
             video_options: ``num_frames``, ``fps``, ``start``, ``end``, ... of `vlm.media.load_video`, for parts given as paths.
         """
         contents = [_parts(m) for m in messages]
         media = [[self._prepare(p, video_options) for p in parts] for parts in contents]
         flat = [m for group in media for m in group if m is not None and m.kind != "text"]
-        duration = next((m.duration for m in flat if m.kind == "video"), next((m.duration for m in flat), 0.0))
+        others = next((m.duration for m in flat), known_duration)
+        duration = next((m.duration for m in flat if m.kind == "video"), others)
         out = Prompt(media=[m for m in flat if m.kind != "transcript"], duration=duration)
         rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
         pieces = _MARK.split(rendered)

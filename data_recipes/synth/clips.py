@@ -177,9 +177,8 @@ def _paste(
     """Lay a stamp over ``canvas`` (float32 ``[H, W, 3]``, changed in place) by its alpha."""
     from PIL import Image
 
-    assert item.picture is not None
     height, width = canvas.shape[:2]
-    stamp = _stamp(item.picture)
+    stamp = _stamp(str(item.picture))
     centre, box_width, box_height = box
     fit = item.scale * min(box_width * aspect / stamp.shape[1], box_height / stamp.shape[0])
     growth = {"zoom in": progress, "zoom out": 1 - progress}.get(motion, 0.0)

@@ -263,10 +263,7 @@ def _write_count(path: Path, count: int) -> None:
 def main(splits: tuple[str, ...] = ("train", "picture", "class")) -> None:
     """Build the banks of these splits (``python -m data_recipes.synth.features``)."""
     for split in splits:
-        bank = feature_bank(split)
-        print(
-            f"{split}: {len(bank.rows)} renderings of {len({i.picture for r in bank.rows for i in r.items})} pictures"
-        )
+        feature_bank(split)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_recipes.sample import Message, Sample, assistant, rng_for, user
+from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import PLACES, Clip, Item, Shot, Sound
 from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank, rendering
 from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name, imagenet_classes
@@ -56,6 +57,7 @@ class SmolDataset:
         speech: Share of clips in which something is said.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
         folder: Where ``file`` writes; a temporary folder by default.
+        bank: Features to use; those of the split by default, which are built on first use.
     """
 
     split: str
@@ -70,6 +72,7 @@ class SmolDataset:
     speech: float = 0.15
     frames: int | None = None
     folder: str | None = None
+    bank: FeatureBank | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.split not in PLAN_SIZES:
@@ -129,7 +132,7 @@ class SmolDataset:
         """A shot (times still open) of things whose nouns are not in ``used``, which grows."""
         for _ in range(20):
             if self.medium == "features" and rng.random() < self.classes:
-                source = _class_source(rng)
+                source = _class_source(self._maps, rng)
             elif self.medium == "features":
                 source = _bank_source(self._bank, rng)
             else:
@@ -149,16 +152,18 @@ class SmolDataset:
             return replace(shot, sound=Sound(Path(), start, text, seconds))
         spoken = [p for p in stamps() if p.spoken is not None]
         picture = spoken[int(rng.integers(len(spoken)))]
-        assert picture.spoken is not None
-        seconds = clip_seconds(picture.spoken)
-        if seconds > shot.end - shot.start:
+        if picture.spoken is None or (seconds := clip_seconds(picture.spoken)) > shot.end - shot.start:
             return shot
         start = shot.start + float(rng.random()) * (shot.end - shot.start - seconds)
         return replace(shot, sound=Sound(picture.spoken, start, picture.caption, seconds))
 
     @cached_property
     def _bank(self) -> FeatureBank:
-        return feature_bank(self.split)
+        return self.bank or feature_bank(self.split)
+
+    @cached_property
+    def _maps(self) -> PrototypeMaps:
+        return PrototypeMaps(self.bank) if self.bank else _trained_maps()
 
     # -- the media ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +218,7 @@ class _Source:
     shot: Shot
     bank: FeatureBank | None = None
     row: int = -1
+    maps: PrototypeMaps | None = None
     arrangement: str = ""
     class_ids: tuple[int, ...] = ()
 
@@ -220,15 +226,16 @@ class _Source:
         """One map, float16 ``[49, 1280]``."""
         if self.bank is not None:
             return np.asarray(self.bank.features[self.row])
-        maps = prototype_maps()
+        if self.maps is None:
+            raise ConfigError("this shot is drawn, it has no features")
         if len(self.class_ids) == 2:
-            return maps.draw_pair(*self.class_ids, rng)
-        return maps.draw(self.class_ids[0], self.arrangement, rng)
+            return self.maps.draw_pair(*self.class_ids, rng)
+        return self.maps.draw(self.class_ids[0], self.arrangement, rng)
 
 
 @cache
-def prototype_maps() -> PrototypeMaps:
-    """The maps of ImageNet classes over the training bank; shared, as their statistics take seconds."""
+def _trained_maps() -> PrototypeMaps:
+    """The maps over the training bank; shared, as their statistics take seconds."""
     return PrototypeMaps()
 
 
@@ -244,9 +251,7 @@ def _bank_source(bank: FeatureBank, rng: np.random.Generator) -> _Source:
     return _Source(Shot(0.0, 1.0, shown.items, shown.background, shown.motion), bank, row)
 
 
-def _class_source(rng: np.random.Generator) -> _Source:
-    from data_recipes.synth.backgrounds import Background
-
+def _class_source(maps: PrototypeMaps, rng: np.random.Generator) -> _Source:
     arrangement = _choose(_CLASSES, rng)
     places = {"full": ("middle",), "two": ("left", "right"), "three": PLACES, "pair": ("left", "right")}.get(
         arrangement, (arrangement,)
@@ -256,7 +261,7 @@ def _class_source(rng: np.random.Generator) -> _Source:
     items: tuple[Item, ...] = tuple(class_item(ids[i % distinct], place) for i, place in enumerate(places))
     if len(items) > 1 and distinct == 1 and not items[0].name.countable:
         arrangement, items = "middle", (class_item(ids[0], "middle"),)
-    return _Source(Shot(0.0, 1.0, items, Background("plain", 0)), arrangement=arrangement, class_ids=ids)
+    return _Source(Shot(0.0, 1.0, items, Background("plain", 0)), maps=maps, arrangement=arrangement, class_ids=ids)
 
 
 def _drawn_source(split: str, rng: np.random.Generator) -> _Source:

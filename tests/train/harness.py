@@ -25,7 +25,7 @@ from train.stages import Recipe, parse_recipe
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["train.run", "train.tiny", "transformers.models.llama.modeling_llama", "accelerate.tracking"]
+    ["train.run", "train.tiny", "transformers.models.llama.modeling_llama", "accelerate.tracking", "tests.tiny"]
 )
 
 
@@ -117,12 +117,16 @@ def run(recipe: Recipe, **options: Any) -> int:
 
 def run_world(recipe: Recipe, size: int, log: str = "") -> list[int]:
     """Train with ``size`` processes over gloo; their exit codes."""
+    return [child.join() for child in start_world(recipe, size, log)]
+
+
+def start_world(recipe: Recipe, size: int, log: str = "") -> list[Child]:
+    """Start ``size`` processes that train together; with ``log``, each writes our errors to that name plus its rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     logs = [f"{log}{rank}" if log else "" for rank in range(size)]
-    children = [Child(recipe, world=(rank, size, port), log=logs[rank]) for rank in range(size)]
-    return [child.join() for child in children]
+    return [Child(recipe, world=(rank, size, port), log=logs[rank]) for rank in range(size)]
 
 
 def child_main(

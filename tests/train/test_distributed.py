@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.harness import history, recipe, run, run_world
+from tests.train.harness import history, recipe, run, run_world, start_world
 from train.checkpoint import CheckpointStore
 from train.stages import Recipe
 
@@ -61,6 +62,19 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_names_the_sampl
         said = Path(f"{log}{rank}").read_text()
         assert re.search(r"step \d: loss nan.*backwards-5\b", said)
         assert len(set(re.findall(r"backwards-\d+", said))) == 8  # the samples of both
+
+
+def test_when_one_process_is_killed_the_other_ends_soon_and_the_run_can_go_on(tmp_path: Path, alone: Path) -> None:
+    log = tmp_path / "said"
+    first, second = start_world(spec(tmp_path), 2, log=str(log))
+    first.wait_for("step")
+    began = time.monotonic()
+    second.kill()
+    assert first.join() == 3
+    assert time.monotonic() - began < 5
+    assert re.search(r"process 0, stage \d, step \d+: another process has ended", Path(f"{log}0").read_text())
+    assert run(spec(tmp_path)) == 0
+    assert list(history(tmp_path).values()) == pytest.approx(list(history(alone).values()), abs=2e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:

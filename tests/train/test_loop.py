@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,14 @@ from vlm.plugins.parts import load_parts, tensors_by_name
 HERE = "tests.train.test_loop"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    """One thread; and what has been imported is not looked at again by every garbage collection."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def trained(out: Path, fresh: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from vlm.errors import ConfigError, MediaError, MediaLimitError, TruncatedMediaW
 from vlm.media import MediaLimits, load_video
 from vlm.media.isolate import _read_answer
 
-GENEROUS = 60.0  # s; the tests may run on a busy machine
+GENEROUS = 240.0  # s; the tests may run on a busy machine
 
 
 def test_the_child_returns_the_same_video(plain: Path) -> None:
@@ -40,7 +40,7 @@ def test_too_slow_is_an_error_in_time(plain: Path) -> None:
     began = time.monotonic()
     with pytest.raises(MediaLimitError, match=r"plain\.mp4: was not decoded within 0\.01 s"):
         load_video(plain, num_frames=1, timeout=0.01)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     for bad in (0, -1, float("inf")):
         with pytest.raises(ConfigError):
             load_video(plain, num_frames=1, timeout=bad)
