@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from train.stages import load_recipe
 from vlm.checkpoints.fetch import sha256_of
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
@@ -74,14 +75,20 @@ def stamp_prototypes(shrink: float = 1.0) -> tuple[list[str], np.ndarray, np.nda
 
 
 def export(final: Path, folder: Path | None = None) -> Path:
-    """Write ``trained.safetensors`` (float16) and ``trained.json`` of the preset from the ``final`` folder of a run.
+    """Write ``trained.safetensors`` (float16) and ``trained.json`` of the preset.
+
+    Args:
+        final: The ``final`` folder of a run, or one of its checkpoints (then the shipped recipe says how LoRA was set up).
+        folder: Where to write; default: the preset of this installation.
 
     Raises:
         CheckpointError: The run did not train a connector, adapters and time tokens.
     """
     folder = folder or preset_folder("smol")
-    tensors = load_file(final / "trainable.safetensors")
-    recipe = json.loads((final / "recipe.json").read_text())
+    done = (final / "recipe.json").exists()
+    source = final / ("trainable.safetensors" if done else "weights.safetensors")
+    tensors = load_file(source)
+    recipe = json.loads((final / "recipe.json").read_text()) if done else load_recipe("smol").as_dict()
     out: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
         if name.startswith("mm_projector."):
@@ -101,7 +108,7 @@ def export(final: Path, folder: Path | None = None) -> Path:
         "time_token_ids": time_token_ids(processor),
         "extra_prototypes": 0 if keys is None else keys.shape[0] - 1000,
         "connector": (_recipe(recipe)["model"].get("args") or {}).get("connector"),
-        "run": sha256_of(final / "trainable.safetensors")[:16],
+        "run": sha256_of(source)[:16],
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.to(torch.float16).contiguous() for k, v in out.items()}, folder / TRAINED_FILE)

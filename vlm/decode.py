@@ -159,25 +159,27 @@ class LlamaDecoder:
         mask = None if first == 0 or count == 1 else torch.ones(count, first + count, dtype=torch.bool).tril(first)
         for index, layer in enumerate(self.layers):
             h_LD = self._norm(x_LD, layer.input_norm)
-            queries = self._rotate(linear(h_LD, *layer.query), rotation)
             keys = self._rotate(linear(h_LD, *layer.key), rotation)
             values = linear(h_LD, *layer.value).view(count, -1, self.width)
+            if layer is self.layers[-1]:  # nothing but the last token is asked for
+                x_LD, h_LD, rotation, mask = x_LD[-1:], h_LD[-1:], rotation[:, -1:], None
+            queries = self._rotate(linear(h_LD, *layer.query), rotation)
             x_LD = x_LD + linear(self._attend(*cache.put(index, keys, values), queries, mask), *layer.out)
             h_LD = self._norm(x_LD, layer.mlp_norm)
             x_LD = x_LD + linear(silu(linear(h_LD, *layer.gate)).mul_(linear(h_LD, *layer.up)), *layer.down)
         cache.length += count
-        return linear(self._norm(x_LD[-1:], self.norm), *self.head)[0]
+        return linear(self._norm(x_LD, self.norm), *self.head)[0]
 
     def _norm(self, x_LD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
         return rms_norm(x_LD, weight_D.shape, weight_D, self.eps)
 
-    def _rotation(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines ``[L, 1, E]`` of rotary positions ``first .. first + count``."""
+    def _rotation(self, first: int, count: int) -> torch.Tensor:
+        """Cosines and signed sines ``[2, L, 1, E]`` of rotary positions ``first .. first + count``."""
         angles = torch.arange(first, first + count, dtype=torch.float32)[:, None] * self.frequencies
         cos, sin = angles.cos() * self.rope_scale, angles.sin() * self.rope_scale
-        return torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
+        return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])[:, :, None]
 
-    def _rotate(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _rotate(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         """Split ``x`` into heads ``[L, heads, E]`` and turn each by its position (RoFormer, section 3.2.2)."""
         cos, sin = rotation
         x_LHE = x.view(len(x), -1, self.width)
@@ -232,10 +234,7 @@ def obstacle(language_model: Any) -> str:
         return f"{kind.__name__} is not one of {', '.join(_FAMILIES)}"
     if language_model.training:
         return "the model is in training mode"
-    strange = {(p.device.type, p.dtype) for p in language_model.parameters()} - {("cpu", torch.float32)}
-    if strange or any(type(p) is not nn.Parameter for p in language_model.parameters()):
-        return f"not all weights are plain float32 tensors on the CPU: {sorted(map(str, strange))}"
-    return _config_obstacle(language_model) or _module_obstacle(language_model)
+    return _config_obstacle(language_model) or _module_obstacle(language_model) or _layer_obstacle(language_model)
 
 
 def _config_obstacle(language_model: Any) -> str:
@@ -253,6 +252,13 @@ def _module_obstacle(language_model: Any) -> str:
     for name, module in language_model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"the forward of {name or 'the model'} is hooked"
+        for p in module._parameters.values():
+            if p is not None and (type(p) is not nn.Parameter or p.device.type != "cpu" or p.dtype != torch.float32):
+                return f"a weight of {name} is not a plain float32 tensor on the CPU ({p.dtype}, {p.device})"
+    return ""
+
+
+def _layer_obstacle(language_model: Any) -> str:
     width = language_model.model.rotary_emb.inv_freq.numel() * 2
     config = language_model.config
     for index, layer in enumerate(_layers(language_model)):

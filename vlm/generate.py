@@ -53,8 +53,10 @@ def stop_token_ids(model: Any, tokenizer: Any) -> set[int]:
     """Ids that end an answer: the generation config's, the tokenizer's end of sequence, and ChatML's end of turn."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-    vocab = tokenizer.get_vocab()
-    ids |= {vocab[t] for t in ("<|im_end|>", "<|eot_id|>", "<|endoftext|>") if t in vocab}
+    for token in ("<|im_end|>", "<|eot_id|>", "<|endoftext|>"):
+        found = tokenizer.convert_tokens_to_ids(token)  # the unknown token's id if there is none
+        if found is not None and tokenizer.convert_ids_to_tokens(found) == token:
+            ids.add(found)
     return {int(i) for i in ids if i is not None}
 
 

@@ -166,7 +166,8 @@ class PrototypeMaps:
         rest = real - where[:, None] * u
         if arrangement == "full":
             where, length = 0.6 + 0.4 * where, self._usual_length
-        noise = self.noise * rng.standard_normal(_NOISE_RANK).astype(np.float32) @ self._noise_basis
+        basis = self._noise_basis
+        noise = self.noise * rng.standard_normal(len(basis)).astype(np.float32) @ basis
         target = (self.prototypes[class_id] + noise - self.background) * min(length / self._usual_length, 1.3)
         return where[:, None] * target + self.rest * rest
 

@@ -38,8 +38,10 @@ __all__ = [
     "Level",
     "Scene",
     "ShapesDataset",
+    "ShapesMixture",
     "Turn",
     "conversations",
+    "mixture",
     "needle_frame",
     "scene_for",
 ]
@@ -138,6 +140,60 @@ def conversations(
     if isinstance(level, str) and level not in LEVELS:
         raise ConfigError(f"unknown level {level!r} of the shapes world; choose one of {', '.join(LEVELS)}")
     return ShapesDataset(split, seed, size, level, image_size, num_frames, turns, kinds, via_file)
+
+
+@dataclass(frozen=True)
+class ShapesMixture:
+    """Conversations of several levels, mixed; which level item ``i`` has depends only on the seed and ``i``.
+
+    Attributes:
+        parts: One dataset per level, all of the same size.
+        shares: Share of each, adding up to 1.
+    """
+
+    parts: tuple[ShapesDataset, ...]
+    shares: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> Sample:
+        pick = rng_for(self.parts[0].seed, len(self.parts), index).choice(len(self.parts), p=self.shares)
+        return self.parts[int(pick)][index]
+
+
+def mixture(
+    split: str,
+    *,
+    seed: int,
+    size: int,
+    levels: dict[str, float],
+    image_size: int = 64,
+    turns: int = 8,
+    via_file: float = 0.0,
+) -> ShapesMixture:
+    """Conversations of several levels.
+
+    Args:
+        split: "train" or "heldout".
+        seed: Of all randomness.
+        size: Number of conversations.
+        levels: Weight of each level.
+        image_size: Side of the frames, pixels.
+        turns: Most questions per conversation.
+        via_file: Share of clips that go through a real file.
+
+    Raises:
+        ConfigError: Unknown split or level, or no positive weight.
+    """
+    total = sum(levels.values())
+    if not total > 0 or min(levels.values()) < 0:
+        raise ConfigError(f"levels={levels} of a mixture need weights that are not negative and not all 0")
+    parts = [
+        conversations(split, seed=seed, size=size, level=name, image_size=image_size, turns=turns, via_file=via_file)
+        for name in levels
+    ]
+    return ShapesMixture(tuple(parts), tuple(weight / total for weight in levels.values()))
 
 
 def scene_for(split: str, *, seed: int, index: int, level: str | Level = "clips") -> Scene:

@@ -30,11 +30,13 @@ _MOVES = {
 PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "list": (
         ("What shapes are there?", "What is in the {m}?", "What can you see?", "Which shapes are in the {m}?",
-         "What is shown?", "What is there?", "Which shapes are shown?", "List the shapes."),
+         "What is shown?", "What is there?", "Which shapes are shown?", "List the shapes.", "Which shapes do you see?",
+         "What do you see?", "What do you see in the {m}?", "Which shapes can be seen?"),
         ("Which shapes can you see?", "What is shown in the {m}?"),
     ),
     "shape": (
-        ("Which shape is {c}?", "What shape is the {c} one?", "What is the {c} shape?", "What is the {c} thing?"),
+        ("Which shape is {c}?", "What shape is the {c} one?", "What is the {c} shape?", "What is the {c} thing?",
+         "Which shape is the {c} thing?", "What is the {c} one?"),
         ("Which shape is the {c} one?", "What shape is {c}?"),
     ),
     "colour": (
@@ -67,11 +69,14 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "when": (
         ("When is {the} visible?", "When does {the} appear?", "When can you see {the}?", "When is there {a}?",
-         "When is {the} there?", "From when to when is {the} shown?"),
+         "When is {the} there?", "From when to when is {the} shown?", "At what time is {the} visible?",
+         "When is {the} shown in the {m}?", "When exactly do we see {the}?", "When in the {m} is {the}?",
+         "When could you see {the}?", "When is {the} seen?"),
         ("When do you see {the}?", "When is {the} in the {m}?"),
     ),
     "end": (
-        ("When does {the} disappear?", "When does {the} go away?", "When does {the} vanish?", "When is {the} gone?"),
+        ("When does {the} disappear?", "When does {the} go away?", "When does {the} vanish?", "When is {the} gone?",
+         "At what time does {the} disappear?"),
         ("When does {the} go?",),
     ),
     "first": (
@@ -127,7 +132,7 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "digit_when": (
         ("When is the digit shown?", "When does the digit appear?", "When can you see the digit?",
-         "When is the number visible?"),
+         "When is the number visible?", "When is the digit there?"),
         ("When is the digit visible?",),
     ),
     "digit_presence": (

@@ -65,6 +65,7 @@ class Level:
 LEVELS: dict[str, Level] = {
     "one": Level(still=True, shapes=(1, 1), digit=0.25),
     "stills": Level(still=True, digit=0.2),
+    "glimpse": Level(seconds=(1.0, 6.0), frames=(2, 5), whole=0.4, change=0.05, collide=0.05),
     "short": Level(shapes=(1, 3), seconds=(2.0, 12.0), frames=(6, 12), change=0.1, collide=0.1),
     "clips": Level(seconds=(8.0, 30.0), frames=(24, 40)),
     "twenty": Level(seconds=(20.0, 20.0), frames=(32, 32)),

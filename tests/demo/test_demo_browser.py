@@ -12,7 +12,7 @@ import pytest
 from tests.demo.conftest import AGAIN, EVIL_ANSWER, EVIL_QUESTION, QUESTION, SPOKEN, THEIR_WARNINGS, Pace
 
 pytestmark = THEIR_WARNINGS
-PATIENCE = 60.0  # seconds; a busy machine is slow, a right page is never wrong
+PATIENCE = 120.0  # seconds; a busy machine is slow, a right page is never wrong
 EVIL = "<img src=x onerror=\"pwned=1\"><script>pwned=1</script>${pwned=1}{{constructor.constructor('pwned=1')()}}"
 BOT, USER = "#chat .bot .message", "#chat .user .message"
 WATCH = """

@@ -188,3 +188,12 @@ def test_other_transformers_towers(name: str, feature: str) -> None:
     assistant = tiny_assistant(vision=vision, connector={"type": "linear"})
     features = assistant.model.encode_frames(torch.zeros(2, 3, 32, 32))
     assert features.shape == (2, 16 + (feature == "cls_patch"), 32)
+
+
+def test_a_loaded_prototype_connector_computes_the_same(tmp_path: Path) -> None:
+    connector = {"type": "prototypes", "num_prototypes": 7, "tokens_per_region": 2}
+    assistant = tiny_assistant(connector=connector, pooling={"mode": "segments", "before_connector": True})
+    assistant.model.save_pretrained(tmp_path)
+    loaded = VLMForConditionalGeneration.from_pretrained(tmp_path)
+    batch = assistant.processor(question("what?", frames=4))
+    assert torch.equal(loaded(**batch).logits, assistant.model(**batch).logits)

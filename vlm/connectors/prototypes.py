@@ -53,8 +53,6 @@ class PrototypeConnector(nn.Module):
         hidden: Width of the residual MLP; its last layer starts at zero, so an untrained connector is pure prototypes.
     """
 
-    region_weights: torch.Tensor
-
     def __init__(
         self,
         in_dim: int,
@@ -74,7 +72,6 @@ class PrototypeConnector(nn.Module):
         self.residual = nn.Sequential(
             nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens_per_region * out_dim)
         )
-        self.register_buffer("region_weights", region_masks(grid, list(regions)), persistent=False)
         self._grid = grid
         self.zero_residual()
 
@@ -84,6 +81,10 @@ class PrototypeConnector(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
+    def regions_of(self, x_FPE: torch.Tensor) -> torch.Tensor:
+        """Mean feature ``[F, R, E]`` of every region. The masks are made here: a buffer that is not saved would come back empty."""
+        return region_masks(self._grid, self.regions).to(x_FPE) @ x_FPE
+
     def out_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Output tokens are laid out as R rows of K."""
         if tuple(grid) != tuple(self._grid):
@@ -92,13 +93,13 @@ class PrototypeConnector(nn.Module):
 
     def similarities(self, x_FPE: torch.Tensor) -> torch.Tensor:
         """Prototype logits ``[F, R, C]`` before the softmax; the row "all" is the classifier's own answer."""
-        return self._similarities(self.region_weights.to(x_FPE.dtype) @ x_FPE)
+        return self._similarities(self.regions_of(x_FPE))
 
     def _similarities(self, region_FRE: torch.Tensor) -> torch.Tensor:
         return self.keys(region_FRE) * self.log_scale.exp().unsqueeze(-1)
 
     def forward(self, x_FPE: torch.Tensor) -> torch.Tensor:
-        region_FRE = self.region_weights.to(x_FPE.dtype) @ x_FPE
+        region_FRE = self.regions_of(x_FPE)
         weights_FRC = self._similarities(region_FRE).softmax(-1)
         named_FRKD = torch.einsum("frc,ckd->frkd", weights_FRC, self.values)
         extra_FRKD = self.residual(region_FRE).view_as(named_FRKD)

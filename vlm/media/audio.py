@@ -13,7 +13,7 @@ import numpy as np
 from vlm.errors import ConfigError, MediaError, MediaWarning
 from vlm.media.limits import Deadline, MediaLimits
 from vlm.media.probe import audio_stream, check_decoder, presentation_zero, stated_end
-from vlm.media.source import Source, open_container, resolve
+from vlm.media.source import Source, open_container, packets_of, resolve
 from vlm.media.types import Audio
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class _Track:
                 self._container.seek(offset, stream=self._stream, backward=True)
             except (av.FFmpegError, OSError):
                 pass  # decode from the beginning
-        packets = self._container.demux(self._stream)
+        packets = packets_of(self._container, self._stream)
         while True:
             self._deadline.check(self._source.name)
             try:

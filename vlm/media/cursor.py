@@ -16,7 +16,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from vlm.media.limits import Deadline, MediaLimits
-from vlm.media.source import Source, open_container
+from vlm.media.source import Source, open_container, packets_of
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -333,7 +333,7 @@ class Cursor:
         import av
 
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in packets_of(self.container, self.stream):
                 self._deadline.check(self._source.name)
                 if packet.size == 0 and packet.pts is None:
                     return

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.errors import MediaError
 from vlm.media.limits import Deadline, MediaLimits
-from vlm.media.source import Source, open_container
+from vlm.media.source import Source, open_container, packets_of
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -94,7 +94,7 @@ def scanned_end(container: InputContainer, stream: VideoStream | AudioStream, de
 
     end, name = None, container.name
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             deadline.check(name)
             if packet.pts is not None and packet.time_base:
                 last = (packet.pts + (packet.duration or 0)) * packet.time_base
@@ -117,7 +117,7 @@ def presentation_times(source: Source, limits: MediaLimits) -> np.ndarray:
     with open_container(source, limits) as container:
         stream = video_stream(container, source)
         try:
-            for packet in container.demux(stream):
+            for packet in packets_of(container, stream):
                 deadline.check(source.name)
                 if packet.pts is not None and packet.time_base and not packet.is_discard:
                     times.append(float(packet.pts * packet.time_base))

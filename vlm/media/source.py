@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,7 +19,9 @@ from vlm.errors import MediaError
 from vlm.media.limits import MediaLimits
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.stream import Stream
 
 _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,nut,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,"
@@ -149,6 +152,17 @@ def open_container(source: Source, limits: MediaLimits) -> InputContainer:
         return av.open(source.for_libav(), mode="r", options=options, metadata_errors="replace", buffer_size=1 << 16)
     except (av.FFmpegError, MemoryError, UnicodeError, ValueError) as error:
         raise MediaError(source.name, _explain(source, error)) from error
+
+
+def packets_of(container: InputContainer, stream: Stream) -> Iterator[Packet]:
+    """Packets of one stream in file order, the empty packet that ends it included.
+
+    Where a (damaged) file announces further streams midway, PyAV ends with an IndexError: that is the end of it then.
+    """
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        return
 
 
 def _explain(source: Source, error: BaseException) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_recipes.synth.shapes_eyes import FORMS, eyes, patch_labels
+from data_recipes.synth.shapes_eyes import FORMS, eyes, patch_owners
 from data_recipes.synth.shapes_questions import Asker, article, plural
 from data_recipes.synth.shapes_render import COLOURS, SHAPES, Background, draw
 from data_recipes.synth.shapes_scene import Scene, Thing, Track
+from data_recipes.synth.shapes_world import HELD_OUT
 from vlm.errors import ConfigError
 from vlm.time import Span
 
@@ -102,10 +103,29 @@ def test_drawing_outside_the_frame_or_something_unknown() -> None:
         draw(frame, "hexagon", (255, 0, 0), 0.5, 0.5, 0.3, 0.0)
 
 
-def test_patch_labels_name_what_lies_there(scene: Scene) -> None:
-    forms, colours = patch_labels(scene, 64, 8)
-    forms, colours = forms.reshape(8, 8), colours.reshape(8, 8)
-    assert FORMS[forms[2, 2]] == "circle" and list(COLOURS)[colours[2, 2]] == "red"
-    assert FORMS[forms[2, 6]] == "square" and FORMS[forms[7, 7]] == "nothing" and colours[7, 7] == -100
-    item = eyes(10, 0)[3]
-    assert item["pixel_values"].shape == (3, 64, 64) and item["labels"].shape == item["colours"].shape == (64,)
+def test_patch_owners_tell_what_lies_there(scene: Scene) -> None:
+    later = Scene(10.0, 10.0, 64, GREY, scene.things[1:2])
+    owners = patch_owners(later, 64, 8).reshape(8, 8)
+    assert owners[2, 6] == 1 and owners[7, 7] == 0 and owners[2, 2] == 0
+
+
+def test_eyes_learn_forms_in_any_colour_but_a_hidden_one() -> None:
+    data = eyes(400, 0)
+    unnamed = 0
+    for index in range(150):
+        item = data[index]
+        assert (
+            item["pixel_values"].shape == (3, 64, 64)
+            and -1 <= item["pixel_values"].min() <= item["pixel_values"].max() <= 1
+        )
+        for number in range(1, int(item["things"].max()) + 1):
+            there = item["things"] == number
+            if not there.any():
+                continue
+            form, colour = item["labels"][there], item["colours"][there]
+            assert len(set(form.tolist())) == len(set(colour.tolist())) == 1 and form[0] > 0
+            unnamed += int(colour[0] == -100)
+            if colour[0] >= 0:
+                assert (FORMS[int(form[0])], list(COLOURS)[int(colour[0])]) not in HELD_OUT
+        assert (item["labels"][item["things"] == 0] == 0).all()
+    assert unnamed > 100

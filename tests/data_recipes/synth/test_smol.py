@@ -58,7 +58,7 @@ def _dataset(bank: FeatureBank, **options: object) -> SmolDataset:
         ("first", {"A frog."}),
         ("last", {"The moon and grapes."}),
         ("after", {"Two cats.", "The moon and grapes."}),
-        ("order", {"The frog.", "The two cats.", "The moon.", "The grapes."}),
+        ("order", {"The frog.", "The two cats."}),
         ("when", {"From {t:0.00} to {t:4.00}.", "From {t:4.00} to {t:9.00}.", "From {t:9.00} to {t:10.00}."}),
         ("at", {"A frog.", "Two cats.", "The moon and grapes."}),
         ("said", {"Two cats."}),
@@ -68,7 +68,7 @@ def test_every_kind_has_exactly_the_true_answers(kind: str, answers: set[str]) -
     asker = Asker(CLIP, [Name("dog", "a")])
     turns = [asker.ask(kind, np.random.default_rng(i)) for i in range(80)]
     seen = {t.answer for t in turns if t is not None}
-    assert seen - {"The grapes."} == answers - {"The grapes."} if kind == "order" else seen == answers
+    assert seen == answers
 
 
 def test_answers_fit_their_questions() -> None:
