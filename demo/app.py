@@ -126,12 +126,17 @@ def _paced(session: Session, stream: Iterator[str]) -> Iterator[tuple[Any, ...]]
     for _ in stream:
         if time.perf_counter() - shown > SECONDS_BETWEEN_UPDATES:
             shown = time.perf_counter()
-            yield None, session.transcript, *view[2:]
+            yield None, _messages(session), *view[2:]
 
 
 def _view(session: Session, *, player: str | None = None, strip: str | None = None) -> tuple[Any, ...]:
     """All that the page shows of a session. Every update carries it all: a busy browser may skip some."""
-    return None, session.transcript, player or _player(session), strip or _strip(session)
+    return None, _messages(session), player or _player(session), strip or _strip(session)
+
+
+def _messages(session: Session) -> list[dict[str, str]]:
+    """The transcript for `gr.Chatbot`, which takes content for HTML even with ``render_markdown=False``."""
+    return [{"role": m["role"], "content": escape(m["content"])} for m in session.transcript]
 
 
 def _friendly(error: VLMError) -> str:
@@ -212,7 +217,7 @@ def _talk() -> tuple[gr.Chatbot, gr.MultimodalTextbox, list[tuple[gr.Button, Exa
         height=432,
         show_label=False,
         elem_id="chat",
-        render_markdown=False,  # questions and answers are shown letter by letter, never as HTML or links
+        render_markdown=False,  # together with `_messages`: text is shown letter by letter, never as markup or links
         latex_delimiters=[],
         allow_tags=False,
         buttons=[],

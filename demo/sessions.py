@@ -154,6 +154,10 @@ class Sessions:
     def __contains__(self, key: str) -> bool:
         return key in self._kept
 
+    def __iter__(self) -> Iterator[Session]:
+        with self._lock:
+            return iter(list(self._kept.values()))
+
     def get(self, key: str) -> Session:
         """The tab's session, new if it has none."""
         with self._lock:

@@ -70,14 +70,14 @@ class Page:
 
     def answered(self, count: int) -> None:
         """Until ``count`` answers are complete."""
-        self.wait(lambda: len(self.all("#chat .user .message")) == count)
+        self.wait(lambda: len(self.all("#chat .user-row .message-content")) == count)
         self.wait(lambda: self.all(".vlm-usage") and self.all("#box .submit-button"))
 
     def ask(self, question: str) -> None:
         """Type a follow-up question."""
         from selenium.webdriver.common.keys import Keys
 
-        count = len(self.all("#chat .user .message"))
+        count = len(self.all("#chat .user-row .message-content"))
         self.all("#box textarea")[0].send_keys(question, Keys.ENTER)
         self.answered(count + 1)
 

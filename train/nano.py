@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from data_recipes.synth.nano_tokenizer import build_nano_tokenizer
@@ -82,7 +83,7 @@ def model(seed: int = 0, eyes: str | None = None) -> tuple[VLMForConditionalGene
     processor = VLMProcessor.for_config(nano_config, tokenizer, (4, 4))
     nano = VLMForConditionalGeneration(nano_config)
     if eyes is not None:
-        _load_eyes(nano, Path(eyes))
+        _load_eyes(nano, processor.tokenizer, Path(eyes))
     return nano, processor
 
 
@@ -133,7 +134,7 @@ def eyes_model(seed: int = 0) -> Eyes:
     return Eyes()
 
 
-def _load_eyes(nano: VLMForConditionalGeneration, folder: Path) -> None:
+def _load_eyes(nano: VLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Copy the vision tower of a `nano_eyes` run, and let the connector start from what its heads read out.
 
     Raises:
@@ -147,25 +148,40 @@ def _load_eyes(nano: VLMForConditionalGeneration, folder: Path) -> None:
     missing, unexpected = nano.vision_tower.load_state_dict(tower, strict=False)
     if not tower or missing or unexpected or "forms.weight" not in tensors:
         raise CheckpointError(f"{folder}: no eyes that fit nano's; run the recipe nano_eyes (missing {missing[:3]})")
-    _read_out(nano, torch.cat([tensors["forms.weight"], tensors["colours.weight"]]))
+    _read_out(nano, torch.cat([tensors["forms.weight"], tensors["colours.weight"]]), _name_vectors(nano, tokenizer))
 
 
 @torch.no_grad()
-def _read_out(nano: VLMForConditionalGeneration, heads_CE: torch.Tensor) -> None:
-    """First units of the connector's hidden layer: form and colour of each of the four merged patches, at unit variance (ours).
+def _read_out(nano: VLMForConditionalGeneration, heads_CE: torch.Tensor, names_CD: torch.Tensor) -> None:
+    """Let the connector start from words (ours): what the heads see in each merged patch becomes the embedding of its name.
 
-    Form dominates the variance of the features; without this the language model learns colours ten times later.
+    The first hidden units are form and colour of the four merged patches at unit variance; each adds its name's embedding to the
+    visual token. So a patch of a red circle starts out as the words "red" and "circle", and finding it is finding a word.
     """
     pictures = EyesDataset(64, seed=0, recoloured=0.0)
     pixels, things = (torch.stack([pictures[i][key] for i in range(64)]) for key in ("pixel_values", "things"))
-    merge, norm, first = nano.mm_projector.layers[:3]
+    merge, norm, first, _, second = nano.mm_projector.layers
     nano.vision_tower.eval()
     tokens = norm(merge(nano.vision_tower(pixels))).flatten(0, 1)
     tokens = tokens[merge(things[..., None].float()).amax(-1).flatten() > 0]
     rows = torch.block_diag(*[heads_CE] * 4)
     values = tokens @ rows.T
     first.weight[: len(rows)] = rows / values.std(0)[:, None]
-    first.bias[: len(rows)] = -values.mean(0) / values.std(0)
+    first.bias[: len(rows)] = -values.mean(0) / values.std(0) - 0.5
+    second.weight[:, : len(rows)] = names_CD.repeat(4, 1).T
+    second.weight[:, len(rows) :] *= 0.1
+    second.bias.zero_()
+
+
+@torch.no_grad()
+def _name_vectors(nano: VLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Embeddings ``[C, D]`` of the names of all forms and colours, with and without a space before them; zero for "nothing"."""
+    table = nano.get_input_embeddings().weight
+    vectors = torch.zeros(len(FORMS) + len(COLOURS), table.shape[1])
+    for row, name in enumerate([*FORMS, *COLOURS]):
+        for spelling in (name, f" {name}") if name != "nothing" else ():
+            vectors[row] += table[tokenizer(spelling, add_special_tokens=False)["input_ids"][-1]]
+    return vectors
 
 
 def export(weights: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:

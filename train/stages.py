@@ -45,7 +45,8 @@ class Stage:
         trainable: Learning rate by module path prefix (``mm_projector``) or pattern (``*.lora_*``). The last entry that
             matches a parameter counts; 0 freezes. Everything that no entry matches is frozen.
         data: Makes the dataset. Receives ``seed``, ``processor``, ``frames`` and ``seq_len`` too if it has arguments of
-            that name.
+            that name. Item i must be a pure function of the seed and i, with generators of its own: the global ones
+            belong to the model, and items are prepared in the background.
         steps: Optimizer steps.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         grad_accum: Micro-batches per process and step; more of them need less memory and give the same result.

@@ -107,7 +107,7 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
 
 
 def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
-    features = torch.from_numpy(np.array(part["features"]))
+    features = _tensor(part["features"])
     duration = float(part["duration"])
     timestamps = np.asarray(part["timestamps"], dtype=np.float64)
     if len(timestamps) != len(features):
@@ -125,10 +125,15 @@ def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
     )
 
 
+def _tensor(features: Any) -> torch.Tensor:
+    """A tensor as it is; an array as a copy (memory-mapped ones are read-only)."""
+    return features if isinstance(features, torch.Tensor) else torch.from_numpy(np.array(features))
+
+
 def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
     """An image part: a path, bytes, a PIL image or an array ``uint8 [H, W, 3]``; or precomputed ``features`` ``[P, E]``."""
     if "features" in part:
-        features = torch.from_numpy(np.array(part["features"]))[None]
+        features = _tensor(part["features"])[None]
         return Medium(kind="image", num_frames=1, vision_features=features)
     source = part.get("image", part.get("path", part.get("url")))
     if source is None:

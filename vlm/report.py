@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm import __version__
+
 if TYPE_CHECKING:
     from vlm.chat import Assistant, Reply
     from vlm.prepare import Medium
@@ -162,7 +164,7 @@ def environment() -> dict[str, Any]:
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "vlm": importlib.metadata.version("vlm"),
+        "vlm": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": torch.get_num_threads(),

@@ -1,7 +1,6 @@
 """Questions in ordinary words about a clip of pictures, with exact answers read off its description.
 
-Each kind has several phrasings for training and others that only held-out conversations use. Times are neutral marks,
-``{t:3.0}`` (seconds).
+Each kind has phrasings for training and others that only held-out conversations use. Times are marks, ``{t:3.0}`` (seconds).
 """
 
 from __future__ import annotations
@@ -283,14 +282,12 @@ def _where_is(asker: Asker, rng: np.random.Generator) -> Turn | None:
     if group is None:
         return None
     truth = group.items[0].place
-    return Turn(
-        "where", asker.phrase("where", rng, the=group.the), _sentence(_where(group.items)), truth=truth, choices=PLACES
-    )
+    question = asker.phrase("where", rng, the=group.the)
+    return Turn("where", question, _sentence(_where(group.items)), truth=truth, choices=PLACES)
 
 
 def _place(asker: Asker, rng: np.random.Generator) -> Turn | None:
-    group = _pick(rng, [g for g in asker.groups if len(g.items) == 1 and len(g.shot.items) > 1])
-    if group is None:
+    if (group := _pick(rng, [g for g in asker.groups if len(g.items) == 1 and len(g.shot.items) > 1])) is None:
         return None
     question = asker.phrase("place", rng, place=_where(group.items), t=_moment(group, rng))
     return Turn("place", question, _sentence(group.words), truth=group.name.noun)
@@ -308,13 +305,8 @@ def _count(asker: Asker, rng: np.random.Generator) -> Turn | None:
     if group is None:
         return None
     truth = NUMBERS[len(group.items)]
-    return Turn(
-        "count",
-        asker.phrase("count", rng, plural=group.name.plural),
-        _sentence(truth),
-        truth=truth,
-        choices=NUMBERS[1:],
-    )
+    question = asker.phrase("count", rng, plural=group.name.plural)
+    return Turn("count", question, _sentence(truth), truth=truth, choices=NUMBERS[1:])
 
 
 def _edge(kind: str, index: int) -> Callable[[Asker, np.random.Generator], Turn | None]:

@@ -25,17 +25,15 @@ QUESTION = "When is it bright?"
 ANSWER = "It is bright from {t:2.0} to {t:3.0}, I think."  # of the 4 s that four frames given as arrays last
 SPOKEN = "It is bright from 1.0 s to 1.5 s, I think."  # what that is in a clip of 2 s
 AGAIN = "And then?"
-EVIL_QUESTION = "Draw it."
-EVIL_ANSWER = '<img src=x onerror="pwned=1">'
 
 
-def teach(assistant: Assistant, *, steps: int = 150) -> float:
+def teach(assistant: Assistant, *, steps: int = 120) -> float:
     """Overfit the language model and the connector to one conversation; returns the last loss."""
     model = assistant.model.train()
     model.vision_tower.requires_grad_(False)
     part = {"type": "video", "video": random_frames(4), "num_frames": 4}
     messages: list[dict[str, Any]] = []
-    for question, answer in ((QUESTION, ANSWER), (AGAIN, ANSWER), (EVIL_QUESTION, EVIL_ANSWER)):
+    for question, answer in ((QUESTION, ANSWER), (AGAIN, ANSWER)):
         messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": answer})
     messages[0]["content"].insert(0, part)

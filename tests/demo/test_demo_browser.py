@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.demo.conftest import AGAIN, EVIL_ANSWER, EVIL_QUESTION, QUESTION, SPOKEN, THEIR_WARNINGS, Pace
+from tests.demo.conftest import AGAIN, QUESTION, SPOKEN, THEIR_WARNINGS, Pace
 
 pytestmark = THEIR_WARNINGS
 PATIENCE = 120.0  # seconds; a busy machine is slow, a right page is never wrong
 EVIL = "<img src=x onerror=\"pwned=1\"><script>pwned=1</script>${pwned=1}{{constructor.constructor('pwned=1')()}}"
-BOT, USER = "#chat .bot .message", "#chat .user .message"
+BOT, USER = "#chat .bot-row .message-content", "#chat .user-row .message-content"
 WATCH = """
 window.seen = [];
 new MutationObserver(() => {
-  const answers = document.querySelectorAll('#chat .bot .message');
+  const answers = document.querySelectorAll('#chat .bot-row .message-content');
   if (answers.length) window.seen.push(answers[answers.length - 1].innerText.trim());
 }).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true});
 """
@@ -116,11 +116,6 @@ def test_ask_see_the_span_and_go_there(visitor: Visitor, clip: Path, pace: Pace)
     assert "reused" in facts and "frames" not in facts
     assert visitor.run("return document.querySelector('.vlm-player video').untouched"), "a follow-up reloaded the clip"
 
-    visitor.ask(EVIL_QUESTION)
-    visitor.wait_until_idle()
-    assert visitor.texts(BOT)[-1] == EVIL_ANSWER
-    assert visitor.run("return window.pwned") is None
-
 
 def test_nothing_comes_from_another_machine_and_no_script_fails(visitor: Visitor) -> None:
     names = visitor.run("return performance.getEntriesByType('resource').map(e => e.name)")
@@ -161,16 +156,25 @@ def test_a_broken_file_gets_a_message_and_the_page_goes_on(visitor: Visitor, bro
     assert visitor.texts(BOT)[-1] == SPOKEN
 
 
-def test_markup_in_names_and_questions_is_only_text(visitor: Visitor, clip: Path, tmp_path: Path) -> None:
+def test_markup_in_names_questions_and_answers_is_only_text(
+    visitor: Visitor, page: Any, clip: Path, tmp_path: Path
+) -> None:
     evil = tmp_path / '<img src=x onerror="pwned=1">${pwned=1}.mp4'
     shutil.copy(clip, evil)
     visitor.attach(evil)
     visitor.ask(EVIL)
     visitor.wait_until_idle()
-    assert EVIL in visitor.texts(USER)[-1]
+    assert visitor.texts(USER)[-1].endswith(EVIL)
     assert visitor.all(".vlm-player video") and visitor.all(".vlm-frame")
+
+    handlers = next(event.fn.__self__ for event in page.fns.values() if event.name == "answer")
+    (session,) = (s for s in handlers.sessions if s.question == EVIL)
+    session.transcript[-1]["content"] = EVIL  # as if the model had said it, or a caption in the clip
+    visitor.ask(EVIL)
+    visitor.wait_until_idle()
+    assert visitor.texts(BOT)[0] == EVIL
+    assert visitor.all("#chat img") == [] and visitor.all("#chat script") == []
     assert visitor.run("return window.pwned") is None
-    assert visitor.all("#chat img[src=x]") == []
 
 
 def test_an_example_and_a_new_conversation_take_one_click_each(visitor: Visitor) -> None:

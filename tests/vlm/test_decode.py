@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -19,12 +21,13 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from vlm.decode import KVCache, LlamaDecoder, ModuleDecoder, decoder_for, obstacle, supports
-from vlm.generate import DecodeState, Sampling, stream_ids
+from vlm.generate import DecodeState, Sampling, stop_token_ids, stream_ids
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 TOLERANCE = 1e-5
@@ -332,3 +335,15 @@ def test_streaming_stops_and_samples_reproducibly() -> None:
     assert run(sampling=hot) == run(sampling=hot) != greedy
     fresh = run(sampling=Sampling(repetition_penalty=1e6))
     assert len(set(fresh)) == len(fresh)
+
+
+def test_stop_tokens_are_those_that_the_tokenizer_has() -> None:
+    words = {"<unk>": 0, "</s>": 1, "<|im_end|>": 2, "dog": 3}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), unk_token="<unk>", eos_token="</s>"
+    )
+    model = llama()
+    model.generation_config.eos_token_id = [1, 42]
+    assert stop_token_ids(model, tokenizer) == {1, 2, 42}
+    model.generation_config.eos_token_id = None
+    assert stop_token_ids(model, tokenizer) == {1, 2}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, needle_frame, scene_for
+from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, mixture, needle_frame, scene_for
 from data_recipes.synth.shapes_questions import PHRASINGS
 from data_recipes.synth.shapes_render import COLOURS, DIGITS
 from data_recipes.synth.shapes_scene import Scene
@@ -154,6 +154,15 @@ def test_needle_frames_differ_by_digit_and_seed() -> None:
     assert not np.array_equal(needle_frame("7", 64), needle_frame("7", 64, seed=1))
     with pytest.raises(ConfigError, match="'x'"):
         needle_frame("x")
+
+
+def test_a_mixture_keeps_its_shares_and_is_deterministic() -> None:
+    data = mixture("train", seed=0, size=200, levels={"one": 3.0, "glimpse": 1.0})
+    levels = [data[i].meta["level"] for i in range(80)]
+    assert 0.6 < levels.count("one") / 80 < 0.9
+    assert [data[i].meta["level"] for i in (5, 3)] == [levels[5], levels[3]]
+    with pytest.raises(ConfigError, match="not all 0"):
+        mixture("train", seed=0, size=1, levels={"one": 0.0})
 
 
 def test_unknown_names_are_refused() -> None:

@@ -97,7 +97,7 @@ def test_answers_fit_their_questions() -> None:
 def test_heldout_phrasings_are_never_trained() -> None:
     for train, heldout in PHRASINGS.values():
         assert train and heldout and not set(train) & set(heldout)
-    texts = {seen: set() for seen in (False, True)}
+    texts: dict[bool, set[str]] = {seen: set() for seen in (False, True)}
     for seen in texts:
         asker = Asker(CLIP, [Name("dog", "a")], heldout=seen)
         texts[seen] = {t.question for i in range(40) for t in asker.turns(np.random.default_rng(i), count=6)}

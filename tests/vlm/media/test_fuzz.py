@@ -20,7 +20,7 @@ def soak(root: Path, keep: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 def test_300_damaged_files(root: Path, tmp_path: Path) -> None:
-    result = soak(root, tmp_path, 300, seed=1)
+    result = soak(root, tmp_path, 300, seed=5)  # its file 5 once ended in an IndexError of PyAV
     assert not result["failures"], result["failures"][:5]
     assert sum(result["outcomes"].values()) == 300
     assert min(result["outcomes"].get(kind, 0) for kind in ("frames", "partial", "MediaError")) > 10
