@@ -218,7 +218,7 @@ def evaluate(assistant: Assistant, *, limit: int | None = None, seed: int = 0) -
             made = row(name, None, reason=str(error))
         rows.extend(made if isinstance(made, list) else [made])
 
-    add("photographs", lambda: score_photographs(assistant, photographs()[:limit]))
+    add("photographs", lambda: score_photographs(assistant, photographs()[: None if limit is None else 5 * limit]))
     for split in ("picture", "class"):
         add(f"naming ({split})", lambda split=split: score_pictures(assistant, split, count=2 * clips, seed=seed))
     with tempfile.TemporaryDirectory(prefix="basics-") as folder:

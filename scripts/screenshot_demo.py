@@ -111,7 +111,7 @@ def main() -> None:
     page = build(load(args.model))
     _, url, _ = page.launch(**launch_options(), prevent_thread_lock=True, quiet=True)
     try:
-        with chromium(*args.size, args.scale) as browser:
+        with chromium(args.size[0], args.size[1], args.scale) as browser:
             visitor = Page(browser, url, args.patience)
             visitor.all("#examples button")[args.example].click()
             visitor.answered(1)

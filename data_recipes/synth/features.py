@@ -199,13 +199,18 @@ class FeatureBank:
         return {str(kind): np.flatnonzero(kinds == kind) for kind in np.unique(kinds)}
 
 
+def bank_folder(split: str) -> Path:
+    """Where the bank of a split is kept; it is whole when ``pooled.npy`` is there."""
+    return cache_dir() / "features" / f"stamps-{split}-{_plan_key(plan(split))}"
+
+
 @cache
 def feature_bank(split: str) -> FeatureBank:
     """The features of a split, built on first use (minutes; resumable, with a progress bar)."""
     from filelock import FileLock
 
     rows = plan(split)
-    folder = cache_dir() / "features" / f"stamps-{split}-{_plan_key(rows)}"
+    folder = bank_folder(split)
     folder.mkdir(parents=True, exist_ok=True)
     path, count = folder / "features.f16", folder / "done.txt"
     with FileLock(str(folder / "lock")):

@@ -60,7 +60,7 @@ def ask(client: httpx.Client, page: Any, session: str, clip: Path) -> httpx.Resp
     return client.post("gradio_api/queue/join", json=body(page, "answer", [None, *CONTROLS], session))
 
 
-def events(client: httpx.Client, session: str) -> Iterator[dict[str, Any]]:
+def events(client: httpx.Client, session: str) -> Generator[dict[str, Any], None, None]:
     """What the server sends about a session's questions, until it closes the stream."""
     with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as stream:
         for line in stream.iter_lines():

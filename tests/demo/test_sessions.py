@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_the_least_recently_used_tab_goes_and_its_memory_with_it(parrot: Assista
     sessions = Sessions(parrot, max_sessions=2)
     first = sessions.get("a")
     ask(first, QUESTION, clip)
-    gone = [weakref.ref(first), weakref.ref(first.chat), weakref.ref(first.chat.state.cache)]
+    gone: list[Any] = [weakref.ref(first), weakref.ref(first.chat), weakref.ref(first.chat.state.cache)]
     sessions.get("b")
     assert sessions.get("a") is first
     sessions.get("c")
