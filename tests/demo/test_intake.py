@@ -86,7 +86,7 @@ def test_kinds_come_from_the_name() -> None:
 def test_a_clip_is_read_at_the_size_of_the_tower(processor: VLMProcessor, clip: Path) -> None:
     media = read_files([clip], Look(num_frames=4, start=0.5, end=1.5), processor)
     video: Any = media.options["video"]
-    assert media.video is video
+    assert media.video is media.options["video"]
     assert video.frames.shape == (4, 32, 32, 3)
     assert (video.start, video.end) == (0.5, 1.5)
     np.testing.assert_allclose(video.timestamps, [0.6, 0.8, 1.1, 1.3], atol=0.11)
