@@ -30,7 +30,8 @@ MOST_THINGS = 4  # in one picture
 def vision_config(width: int = 96, layers: int = 3, patch: int = 8, image_size: int = 64) -> VisionConfig:
     """A small XCiT: a vision transformer with a convolutional patch embedding.
 
-    Measured here on form recognition: 79 % of the patches right after 160 steps, where a plain ViT of that size has 23 %.
+    Chosen over a plain ViT of that size after a short trial on form recognition: 62 % against 23 % of the patches right after 120
+    steps. The two runs differed in learning rate and in shapes per picture, so this is a hint and not a benchmark.
     """
     tower = {
         "img_size": image_size,
