@@ -130,7 +130,7 @@ def check_same_run(recipe: Recipe, found: Checkpoint) -> None:
     """Warn about settings that are not those of the checkpoint.
 
     Raises:
-        ConfigError: The recipe has no such stage any more.
+        ConfigError: The recipe has no such stage any more, or ``until`` names a stage that lies behind.
     """
     old = _flat(found.state["recipe"])
     name = found.state["recipe"]["stages"][found.stage]["name"]
@@ -139,6 +139,8 @@ def check_same_run(recipe: Recipe, found: Checkpoint) -> None:
             f"stages: {found.path} stands in stage {found.stage} {name!r}, which this recipe has not; "
             "set out= to another folder"
         )
+    if recipe.until in [stage.name for stage in recipe.stages[: found.stage]]:
+        raise ConfigError(f"until={recipe.until!r}: {found.path} is past that stage already, in {name!r}")
     new = _flat(json.loads(json.dumps(recipe.as_dict())))
     for key in sorted(old.keys() | new.keys()):
         if key.split(".")[0] not in FREE_TO_CHANGE and old.get(key) != new.get(key):

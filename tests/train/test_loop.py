@@ -337,6 +337,10 @@ def test_stopping_after_a_stage_and_going_on_is_the_same_run(tmp_path: Path) -> 
     run(parts)
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
     assert final_digest(tmp_path / "parts") == final_digest(tmp_path / "whole")
+    parts.until = "align"
+    with pytest.raises(ConfigError, match=r"until='align'.*past that stage already, in 'learn'"):
+        run(parts)
+    assert final_digest(tmp_path / "parts") == final_digest(tmp_path / "whole")
 
 
 def test_the_whole_model_can_be_saved_and_another_run_can_start_from_it(tmp_path: Path) -> None:
