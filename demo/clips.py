@@ -29,9 +29,9 @@ class Example:
 
 
 EXAMPLES = (
-    Example("big_buck_bunny.mp4", "Big Buck Bunny: what is in it?", "What is in this video?"),
+    Example("big_buck_bunny.mp4", "Bunny: when is it there?", "When does the rabbit appear?"),
+    Example("big_buck_bunny.mp4", "Bunny: what is there?", "What is in this video?"),
     Example("shapes.mp4", "Shapes: when is the square there?", "When does the purple square appear?"),
-    Example("shapes.mp4", "Shapes: what is there?", "What shapes are there?"),
 )
 
 

@@ -141,14 +141,13 @@ def read_files(files: Sequence[Path], look: Look, processor: VLMProcessor) -> Me
     """Decode the files of one question, videos in a child process.
 
     Raises:
-        MediaError: A file cannot be used, is too large, or there are too many; ``source`` is its bare name.
+        MediaError: A file cannot be used or is too large; ``source`` is its bare name.
+        ConfigError: Too many files of one kind.
     """
     kinds = [kind_of(path) for path in files]
     for kind, most in (("video", 1), ("audio", 1), ("image", MAX_IMAGES)):
         if kinds.count(kind) > most:
-            raise MediaError(
-                f"{kinds.count(kind)} files", f"are too many of one kind; give at most {most} {kind} at a time"
-            )
+            raise ConfigError(f"These are {kinds.count(kind)} files of one kind; give at most {most} {kind} at a time.")
     options: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MediaWarning)

@@ -11,7 +11,7 @@ CSS = """
 footer { display: none !important; }
 .vlm-title h1 { font-size: 22px; font-weight: 700; margin: 0; letter-spacing: -0.01em; }
 .vlm-title p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 14px; }
-.vlm-model { font-size: 12px; font-weight: 600; color: var(--primary-600); background: var(--primary-50);
+.vlm-model { font-size: 12px; font-weight: 700; color: var(--primary-600); background: var(--primary-50);
   border-radius: 99px; padding: 2px 10px; margin-left: 10px; vertical-align: 3px; letter-spacing: 0; }
 .dark .vlm-model { color: var(--primary-200); background: var(--primary-900); }
 #head { align-items: center; }
@@ -45,10 +45,10 @@ footer { display: none !important; }
 .vlm-strip { border: 1px solid var(--border-color-primary); border-radius: 14px; padding: 10px 14px 9px;
   font-variant-numeric: tabular-nums; background: var(--block-background-fill); --mark: #ea7317; }
 .vlm-times { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; min-height: 24px; font-size: 13px; }
-.vlm-times b { font-weight: 600; }
+.vlm-times b { font-weight: 700; }
 .vlm-times em { margin-left: auto; font-style: normal; color: var(--body-text-color-subdued); }
 .vlm-chip { border: 0; cursor: pointer; border-radius: 99px; padding: 2px 11px; background: var(--mark); color: #fff;
-  font-size: 12.5px; font-weight: 600; }
+  font-size: 12.5px; font-weight: 700; }
 .vlm-bar { position: relative; height: 10px; margin: 5px 0 9px; border-radius: 5px; overflow: hidden; cursor: pointer;
   background: var(--background-fill-secondary); }
 .vlm-bar > * { position: absolute; top: 0; height: 100%; min-height: 0; display: block; padding: 0; border: 0; }
@@ -61,13 +61,13 @@ footer { display: none !important; }
   text-align: center; }
 .vlm-frame img { display: block; width: 100%; height: auto; max-height: 84px; object-fit: cover; border-radius: 7px;
   outline: 1px solid var(--border-color-primary); outline-offset: -1px; }
-.vlm-frame span { font-size: 11.5px; color: var(--body-text-color-subdued); }
+.vlm-frame span { font-size: 12px; font-weight: 400; color: var(--body-text-color-subdued); }
 .vlm-frame:hover img { outline: 2px solid var(--primary-500); }
 .vlm-marked img { outline: 3px solid var(--mark) !important; outline-offset: -3px; }
-.vlm-marked span { color: var(--mark); font-weight: 600; }
+.vlm-marked span { color: var(--mark); font-weight: 700; }
 .vlm-usage { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0 0; padding: 0; list-style: none;
   font-size: 12px; color: var(--body-text-color-subdued); }
-.vlm-usage b { font-weight: 600; color: var(--body-text-color); }
+.vlm-usage b { font-weight: 700; color: var(--body-text-color); }
 .vlm-note { margin: 4px 0 0; font-size: 12.5px; color: var(--mark); }
 """
 
@@ -104,10 +104,13 @@ SCRIPT = """
 
 
 def theme() -> Any:
-    """Quiet colours; the answer's orange is the only loud one. The font is served by Gradio itself."""
+    """Quiet colours; the answer's orange is the only loud one. The font is served by Gradio itself.
+
+    Its SemiBold file is left out, because Chromium shows another font in its place; 600 then falls on Bold.
+    """
     import gradio as gr
 
-    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600, 700)), "system-ui", "sans-serif"]
+    fonts = [gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"]
     return gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", radius_size="lg", spacing_size="md", font=fonts
     ).set(

@@ -1,7 +1,7 @@
-"""Take docs/images/demo.png: start the real page with a real model, ask about an example clip in headless Chromium, save what it shows.
+"""Take docs/images/demo.png: the real page with a real model, asked about an example clip in headless Chromium.
 
     python scripts/screenshot_demo.py                       # the first example, with smol
-    python scripts/screenshot_demo.py --model nano --example 1 --ask "How many shapes are there?"
+    python scripts/screenshot_demo.py --model nano --example 2 --ask "What shapes are there?" --ask "How many shapes are there?"
 
 Needs chromium, chromedriver and `pip install selenium`.
 """
@@ -73,8 +73,13 @@ class Page:
         self.wait(lambda: len(self.all("#chat .user-row .message-content")) == count)
         self.wait(lambda: self.all(".vlm-usage") and self.all("#box .submit-button"))
 
+    def attach(self, clip: Path) -> None:
+        """Give a clip with the next question."""
+        self.all("#box input[type=file]")[0].send_keys(str(clip))
+        self.wait(lambda: self.browser.execute_script("return !!document.querySelector('#box [class*=thumbnail]')"))
+
     def ask(self, question: str) -> None:
-        """Type a follow-up question."""
+        """Type a question."""
         from selenium.webdriver.common.keys import Keys
 
         count = len(self.all("#chat .user-row .message-content"))
@@ -93,15 +98,20 @@ class Page:
         """The page as it is, with few enough colours for a small file."""
         shot = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
         image = Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB")
-        return image.quantize(colours, method=Image.Quantize.MEDIANCUT) if colours else image
+        if not colours:
+            return image
+        palette = image.quantize(colours, method=Image.Quantize.MEDIANCUT)
+        return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smol", help="smol, nano, a folder or a hub id")
-    parser.add_argument("--example", type=int, default=0, choices=range(len(EXAMPLES)), help="which button to press")
-    parser.add_argument("--ask", action="append", default=[], help="a follow-up question; may be repeated")
+    parser.add_argument(
+        "--example", type=int, default=0, choices=range(len(EXAMPLES)), help="which button, or whose clip"
+    )
+    parser.add_argument("--ask", action="append", default=[], help="ask this instead; may be repeated")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/images/demo.png")
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 900), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--scale", type=float, default=1.5, help="pixels of the picture per pixel of the page")
@@ -113,8 +123,11 @@ def main() -> None:
     try:
         with chromium(args.size[0], args.size[1], args.scale) as browser:
             visitor = Page(browser, url, args.patience)
-            visitor.all("#examples button")[args.example].click()
-            visitor.answered(1)
+            if args.ask:
+                visitor.attach(EXAMPLES[args.example].path)
+            else:
+                visitor.all("#examples button")[args.example].click()
+                visitor.answered(1)
             for question in args.ask:
                 visitor.ask(question)
             visitor.go_to_answer()

@@ -149,9 +149,13 @@ def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
         overrides: ``key=value``, dotted keys reach inside stages.
         dry_run: Print trainable parameters, tokens and memory, and stop.
     """
+    import logging
+
     from train import main as run
 
-    run(recipe, list(overrides), dry_run=dry_run)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if status := run(recipe, list(overrides), dry_run):
+        raise SystemExit(status)  # 75 when the run was pre-empted and saved: a scheduler starts it again
 
 
 def evaluate(

@@ -49,7 +49,9 @@ class Visitor:
         return WebDriverWait(self.browser, PATIENCE, poll_frequency=0.1).until(lambda _: condition())
 
     def wait_until_idle(self) -> None:
+        """Until every question has its answer and the text box takes the next one."""
         self.wait(lambda: self.all("#box .submit-button") and not self.all("#box .stop-button"))
+        self.wait(lambda: len(self.texts(BOT)) == len(self.texts(USER)))
 
     def look_at(self, frames: int) -> None:
         """Set the number of frames; the page may need a moment after loading before its controls listen."""
@@ -65,6 +67,7 @@ class Visitor:
 
     def attach(self, path: Path) -> None:
         (chooser,) = self.all("#box input[type=file]")
+        self.run("arguments[0].value = ''", chooser)  # a driver adds to an earlier choice, a person replaces it
         chooser.send_keys(str(path))
         self.wait(lambda: self.run("return !!document.querySelector('#box .thumbnails, #box [class*=thumbnail]')"))
 
@@ -135,17 +138,13 @@ def test_stop_ends_the_answer_at_once(visitor: Visitor, clip: Path, pace: Pace) 
     visitor.wait_until_idle()
     (answer,) = visitor.texts(BOT)
     assert answer != SPOKEN and answer
-    assert pace.passes < 34
+    assert 1 < pace.passes < 34
     pace.seconds = 0.0
     visitor.ask("Once more?")
     visitor.wait_until_idle()
     assert len(visitor.texts(BOT)) == 2
 
 
-@pytest.mark.xfail(
-    reason="known defect: an answer that fails at once may not reach the page, and its files stay in the box",
-    strict=False,
-)
 def test_a_broken_file_gets_a_message_and_the_page_goes_on(visitor: Visitor, broken: Path, clip: Path) -> None:
     visitor.attach(broken)
     visitor.ask("What is this?")

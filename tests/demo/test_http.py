@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import socket
 import threading
@@ -129,7 +130,6 @@ def test_an_upload_stays_in_its_folder(client: httpx.Client, page: Any, name: st
     if answer.status_code == 200:
         (path,) = answer.json()
         assert Path(path).resolve().is_relative_to(Path(page.app.uploaded_file_dir).resolve())
-        assert Path(path).name in ("pwn.mp4", "....pwn.mp4", "2e2e2fpwn.mp4") or "/" not in Path(path).name
     else:
         assert answer.status_code in (400, 422)
 
@@ -181,6 +181,22 @@ def test_a_full_queue_says_so_at_once(client: httpx.Client, page: Any, clip: Pat
             assert any(e["msg"] == "process_completed" and e["success"] for e in events(client, f"crowd{i}"))
 
 
+def test_a_question_that_is_stopped_while_it_waits_is_never_asked(
+    client: httpx.Client, page: Any, clip: Path, pace: Pace
+) -> None:
+    pace.seconds = 0.2
+    for session in ("before", "impatient"):
+        assert ask(client, page, session, clip).status_code == 200
+    assert eventually(lambda: pace.passes > 1)
+    for session in ("impatient", "before"):
+        assert client.post("gradio_api/run/predict", json=body(page, "stop", [], session)).status_code == 200
+    for session, answers in (("before", 1), ("impatient", 0)):
+        last = [e for e in events(client, session) if e["msg"] == "process_completed"][-1]
+        assert last["success"]
+        assert json.dumps(last["output"]["data"]).count('"assistant"') == answers
+    assert pace.passes < 34
+
+
 def test_a_visitor_who_leaves_stops_the_model(
     client: httpx.Client, page: Any, url: str, clip: Path, pace: Pace
 ) -> None:
@@ -198,10 +214,6 @@ def test_a_visitor_who_leaves_stops_the_model(
     assert passes < 34
 
 
-@pytest.mark.xfail(
-    reason="known defect: an answer that fails at once may not reach the page, and its files stay in the box",
-    strict=False,
-)
 def test_our_own_failure_is_a_friendly_sentence(client: httpx.Client, page: Any, clip: Path, parrot: Any) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("secret detail")
@@ -209,7 +221,7 @@ def test_our_own_failure_is_a_friendly_sentence(client: httpx.Client, page: Any,
     handle = parrot.model.vision_tower.register_forward_pre_hook(fail)
     try:
         assert ask(client, page, "unlucky", clip).status_code == 200
-        text = json.dumps(list(events(client, "unlucky")))
+        text = html.unescape(json.dumps(list(events(client, "unlucky"))))
     finally:
         handle.remove()
     assert "not your file's fault" in text

@@ -98,12 +98,12 @@ def test_pictures_come_as_a_list_and_not_without_limit(processor: VLMProcessor, 
     for path in paths:
         Image.new("RGB", (20, 10), "red").save(path)
     assert len(read_files(paths[:2], Look(), processor).options["image"]) == 2
-    with pytest.raises(MediaError, match="at most 8 image"):
+    with pytest.raises(ConfigError, match="at most 8 image"):
         read_files(paths, Look(), processor)
 
 
 def test_two_clips_or_a_sound_for_deaf_ears(processor: VLMProcessor, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="at most 1 video"):
+    with pytest.raises(ConfigError, match="at most 1 video"):
         read_files([clip, clip], Look(num_frames=2), processor)
     with pytest.raises(MediaError, match="cannot be heard"):
         read_files([tmp_path / "a.wav"], Look(), processor)

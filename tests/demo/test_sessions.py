@@ -86,7 +86,7 @@ def test_stop_from_another_thread_ends_at_the_next_token(session: Session, clip:
             stopper = threading.Thread(target=session.stop)
             stopper.start()
             stopper.join()
-    assert len(texts) <= 4 and pace.passes <= 6
+    assert len(texts) <= 4 and 3 <= pace.passes <= 6
     assert session.transcript[-1]["content"] and SPOKEN.startswith(session.transcript[-1]["content"])
 
 

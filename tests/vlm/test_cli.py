@@ -97,3 +97,10 @@ def test_facts_count_what_is_there() -> None:
 
 def test_clock() -> None:
     assert (clock(3.04), clock(75.25)) == ("3.0 s", "1:15.2")
+
+
+def test_train_passes_on_the_status_of_a_preempted_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.main", lambda *_: 75)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "tiny"])
+    assert stopped.value.code == 75

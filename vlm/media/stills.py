@@ -32,7 +32,6 @@ class StillsReader:
         get: Index -> uint8 [H, W, 3]; called with ascending indices.
         codec: What to call the format.
         limits: Checked for each frame.
-        close: Called at the end.
     """
 
     def __init__(
@@ -43,9 +42,8 @@ class StillsReader:
         get: Callable[[int], np.ndarray],
         codec: str,
         limits: MediaLimits,
-        close: Callable[[], None] | None = None,
     ) -> None:
-        self._close = close
+        self._open = ExitStack()
         limits.check_frames(name, len(starts))
         limits.check_seconds(name, end)
         self._name = name
@@ -71,8 +69,11 @@ class StillsReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._close is not None:
-            self._close()
+        self._open.close()
+
+    def close_with(self, stack: ExitStack) -> None:
+        """Hand over what has to be closed when the reader is left."""
+        self._open.push(stack)
 
     def frames(self, request: Request) -> Generator[FrameAt, None, None]:
         """Yield (uint8 [H, W, 3], seconds) in order. Every still is a keyframe, so `snap` changes nothing."""
@@ -135,25 +136,21 @@ def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
         TruncatedMediaWarning: A later frame is damaged; the frames before it are used.
     """
     kind = source.animation() or "image"
-    stack = ExitStack()
-    try:
-        image = stack.enter_context(open_image(source, limits))
+    with open_image(source, limits) as image:
         if not getattr(image, "is_animated", False):
             raise MediaError(source.name, f"is a still image ({kind}), not a video; use load_image")
         ends = np.cumsum(_durations(image, source, limits))
-        starts = np.concatenate([[0.0], ends[:-1]])
-        return StillsReader(
-            source.name,
-            starts,
-            float(ends[-1]),
-            lambda index: _animation_frame(image, index, source),
-            kind.lower(),
-            limits,
-            close=stack.close,
-        )
-    except BaseException:
-        stack.close()
-        raise
+    starts = np.concatenate([[0.0], ends[:-1]])
+    with ExitStack() as stack:
+        # Opened anew: a frame that claims a huge canvas leaves Pillow with that canvas, even after it was refused.
+        image = stack.enter_context(open_image(source, limits))
+
+        def get(index: int) -> np.ndarray:
+            return _animation_frame(image, index, source, limits)
+
+        reader = StillsReader(source.name, starts, float(ends[-1]), get, kind.lower(), limits)
+        reader.close_with(stack.pop_all())
+        return reader
 
 
 def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
@@ -163,6 +160,7 @@ def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
         while True:
             limits.check_frames(source.name, len(durations) + 1)
             image.seek(len(durations))
+            limits.check_pixels(source.name, *image.size)  # every frame may enlarge the canvas
             image.load()
             milliseconds = float(image.info.get("duration", 0) or 0)
             durations.append(milliseconds / 1000 if milliseconds > 10 else 0.1)
@@ -180,10 +178,13 @@ def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
     return durations
 
 
-def _animation_frame(image: Any, index: int, source: Source) -> np.ndarray:
+def _animation_frame(image: Any, index: int, source: Source, limits: MediaLimits) -> np.ndarray:
     try:
         image.seek(index)
+        limits.check_pixels(source.name, *image.size)
         return on_white(np.asarray(image.convert("RGBA")))
+    except MediaError:
+        raise
     except Exception as error:  # of any type, see images.py
         raise MediaError(source.name, f"frame {index} is damaged: {error}") from error
 

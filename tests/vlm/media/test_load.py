@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.vlm.media.clips import encode, number_of, numbers_of, picture, regular
-from vlm.errors import ConfigError, MediaError
+from vlm.errors import ConfigError, MediaError, MediaLimitError, TruncatedMediaWarning
 from vlm.media import iter_video, load_video, probe
 
 
@@ -84,6 +85,27 @@ def test_animations_keep_their_own_times(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(video.timestamps, np.cumsum([0, *durations[:-1]]) / 1000)
     assert video.duration == 1.0
     assert [number_of(f) for f in load_video(path, num_frames=4, sampling="endpoints").frames] == [0, 1, 4, 5]
+
+
+def enlarge_last_frame(folder: Path, width: int, height: int) -> bytes:
+    """A GIF of three frames, the last of which claims another size."""
+    images = [Image.fromarray(picture(i)) for i in range(3)]
+    images[0].save(folder / "a.gif", save_all=True, append_images=images[1:], duration=100)
+    data = bytearray((folder / "a.gif").read_bytes())
+    place = data.rindex(b"\x2c\x00\x00\x00\x00") + 5
+    data[place : place + 4] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return bytes(data)
+
+
+def test_a_later_frame_may_not_blow_up_the_canvas(tmp_path: Path) -> None:
+    with pytest.raises(MediaLimitError, match="max_pixels"):
+        load_video(enlarge_last_frame(tmp_path, 20_000, 5_000))
+    tracemalloc.start()
+    with pytest.warns(TruncatedMediaWarning, match="damaged after frame 2"):
+        video = load_video(enlarge_last_frame(tmp_path, 60_000, 60_000))  # Pillow refuses this one itself
+    assert numbers_of(video.frames) == [0, 1]
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 def test_exactly_one_of_num_frames_and_fps(plain: Path) -> None:
