@@ -15,7 +15,7 @@ import torch
 
 from vlm.encoders.audio import Transcriber, TranscriptPiece
 from vlm.errors import ConfigError
-from vlm.generate import DecodeState, Sampling, stop_token_ids, stream_ids
+from vlm.generate import DecodeState, Sampling, repeated_tail, stop_token_ids, stream_ids
 from vlm.media import Audio, Video, load_audio, load_video
 from vlm.model import MEDIA_KEYS, VLMForConditionalGeneration
 from vlm.prepare import DEFAULT_FRAMES, Medium
@@ -248,12 +248,15 @@ class Chat:
         for token in ids:
             seconds.setdefault("first_token", time.perf_counter() - began)
             answer.append(token)
+            circle = repeated_tail(answer)
+            if circle:  # a small model that goes round in circles: keep the first round, end the answer
+                answer = answer[: -3 * circle]
             raw = processor.decode_reply(answer)
             cut = min((raw.find(s) for s in stop if s in raw), default=-1)
             if cut >= 0:
                 raw = raw[:cut].rstrip()
             yield self._readable(raw).text
-            if cut >= 0 or self._stopped:
+            if cut >= 0 or circle or self._stopped:
                 break
         ids.close()
         self.messages += [message, {"role": "assistant", "content": raw}]

@@ -49,6 +49,7 @@ def chat(
     from vlm.presets import load
     from vlm.report import print_json, print_reply, save_strip
 
+    _quiet()
     if video is None and image is None and audio is None and ask is not None:
         print("(no video, image or audio given: answering from the text alone)", file=sys.stderr)
     assistant = load(model)
@@ -91,6 +92,14 @@ class _Growing:
             print()
 
 
+def _quiet() -> None:
+    """A command's output is its answer: no bars for loading weights, no advice for programmers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _read_question() -> str | None:
     try:
         return input("> ").strip() or None
@@ -109,6 +118,7 @@ def info(model: str = "smol", *, frames: int = 64, json: bool = False) -> None:
     from vlm.presets import load
     from vlm.report import model_facts, print_facts
 
+    _quiet()
     print_facts(model_facts(load(model), frames=frames), as_json=json)
 
 

@@ -49,6 +49,15 @@ class DecodeState:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def repeated_tail(ids: list[int], *, times: int = 4, longest: int = 12) -> int:
+    """Length of the piece that the last ``times`` pieces of ``ids`` all equal; 0 when the end does not go round in circles."""
+    for length in range(2, longest + 1):
+        tail = ids[-times * length :]
+        if len(tail) == times * length and all(tail[i] == tail[i % length] for i in range(len(tail))):
+            return length
+    return 0
+
+
 def stop_token_ids(model: Any, tokenizer: Any) -> set[int]:
     """Ids that end an answer: the generation config's, the tokenizer's end of sequence, and ChatML's end of turn."""
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None

@@ -357,9 +357,10 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, codec: TimeCodec) -> int:
     """Add missing media tokens (special) and time tokens (ordinary, so they survive decoding); returns how many were new."""
-    special = [t for t in MEDIA_TOKENS if t not in tokenizer.get_vocab()]
+    known = tokenizer.get_vocab()
+    special = [t for t in MEDIA_TOKENS if t not in known]
     added = tokenizer.add_tokens(special, special_tokens=True) if special else 0
-    times = [t for t in codec.tokens() if t not in tokenizer.get_vocab()]
+    times = [t for t in codec.tokens() if t not in known]
     return added + (tokenizer.add_tokens(times) if times else 0)
 
 

@@ -10,6 +10,7 @@ import torch
 from tests.tiny import random_frames, tiny_assistant
 from vlm.chat import Assistant
 from vlm.errors import ConfigError
+from vlm.generate import repeated_tail
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,10 @@ def test_streamed_tokens_equal_generate(tiny: Assistant) -> None:
     ]
     assert tiny.chat("hello", max_new_tokens=10).raw == tiny.processor.decode_reply(expected)
     assert torch.isfinite(tiny.model(**batch).logits).all()
+
+
+def test_an_answer_that_goes_round_in_circles_is_ended() -> None:
+    assert repeated_tail([9, 1, 2, 1, 2, 1, 2, 1, 2]) == 2
+    assert repeated_tail([1, 2, 3] * 4) == 3
+    assert repeated_tail([1, 2, 1, 2, 1, 2, 1, 3]) == 0
+    assert repeated_tail([5, 5, 5]) == 0
