@@ -43,8 +43,8 @@ def vision_config(width: int = 96, layers: int = 3, patch: int = 8, image_size: 
     return VisionConfig(backend="timm", name=f"xcit_nano_12_p{patch}_224", image_size=image_size, tower=tower)
 
 
-def config(vocabulary: int, width: int = 160, layers: int = 5) -> VLMConfig:
-    """Everything about nano; `vocabulary` counts the tokenizer's entries with media and time tokens."""
+def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 2) -> VLMConfig:
+    """Everything about nano; `vocabulary` counts the tokenizer's entries, a frame becomes ``grid * grid`` tokens (4 is no pooling)."""
     return VLMConfig(
         text_config={
             "model_type": "llama",
@@ -59,17 +59,18 @@ def config(vocabulary: int, width: int = 160, layers: int = 5) -> VLMConfig:
         },
         vision_config=vision_config().to_dict(),
         connector={"type": "mlp_downsample"},
-        pooling={"mode": "frame", "out_grid": [2, 2]},
+        pooling={"mode": "frame", "out_grid": [grid, grid]},
         time={"codec": "relative", "interleave": True},
     )
 
 
-def model(seed: int = 0, eyes: str | None = None) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+def model(seed: int = 0, eyes: str | None = None, grid: int = 2) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A fresh nano with its processor.
 
     Args:
         seed: Of the weights.
         eyes: The folder ``final`` of a `nano_eyes` run, to start from its vision tower.
+        grid: A frame becomes ``grid * grid`` tokens.
 
     Raises:
         CheckpointError: ``eyes`` holds no vision tower of this shape.
@@ -77,7 +78,7 @@ def model(seed: int = 0, eyes: str | None = None) -> tuple[VLMForConditionalGene
     torch.manual_seed(seed)
     tokenizer = build_nano_tokenizer()
     probe = VLMProcessor.for_config(config(2048), tokenizer, (4, 4))
-    nano_config = config(len(probe.tokenizer))
+    nano_config = config(len(probe.tokenizer), grid=grid)
     nano_config.text_config.pad_token_id = tokenizer.pad_token_id
     nano_config.text_config.eos_token_id = tokenizer.eos_token_id
     nano_config.text_config.bos_token_id = None

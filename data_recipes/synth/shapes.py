@@ -170,6 +170,7 @@ def mixture(
     levels: dict[str, float],
     image_size: int = 64,
     turns: int = 8,
+    kinds: list[str] | None = None,
     via_file: float = 0.0,
 ) -> ShapesMixture:
     """Conversations of several levels.
@@ -181,6 +182,7 @@ def mixture(
         levels: Weight of each level.
         image_size: Side of the frames, pixels.
         turns: Most questions per conversation.
+        kinds: Only these kinds of question.
         via_file: Share of clips that go through a real file.
 
     Raises:
@@ -189,10 +191,9 @@ def mixture(
     total = sum(levels.values())
     if not total > 0 or min(levels.values()) < 0:
         raise ConfigError(f"levels={levels} of a mixture need weights that are not negative and not all 0")
-    parts = [
-        conversations(split, seed=seed, size=size, level=name, image_size=image_size, turns=turns, via_file=via_file)
-        for name in levels
-    ]
+    options: dict[str, Any] = {"image_size": image_size, "turns": turns, "via_file": via_file}
+    options["kinds"] = tuple(kinds) if kinds else None
+    parts = [conversations(split, seed=seed, size=size, level=name, **options) for name in levels]
     return ShapesMixture(tuple(parts), tuple(weight / total for weight in levels.values()))
 
 
