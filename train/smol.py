@@ -23,7 +23,10 @@ from vlm.presets import preset_folder
 from vlm.presets.smol import TRAINED_FILE, base, name_embeddings, time_token_ids
 from vlm.processor import VLMProcessor
 
-_ON_CLASS, _BIAS = 14.0, -5.0  # logit of a picture of the row's own class above, and far from, everything else
+_ON_CLASS, _BIAS = (
+    14.0,
+    1.0,
+)  # what a stamp's logit gains on its own picture, and what it is on the mean of all pictures
 
 
 def model(
@@ -50,28 +53,37 @@ def model(
     return built, processor
 
 
-def stamp_prototypes(shrink: float = 1.0) -> tuple[list[str], np.ndarray, np.ndarray]:
+def stamp_prototypes(shrink: float = 3.0) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Nouns, keys ``[N, 1280]`` and biases ``[N]`` from a shrunk linear discriminant over the training renderings (ours).
 
-    With S the covariance of all pooled features plus ``shrink`` times its mean variance on the diagonal, the key of a noun with mean m is
-    proportional to ``inv(S) (m - mu)``, scaled so that m itself scores ``_ON_CLASS`` above mu.
+    With S the covariance within the renderings of one picture, plus a tenth of that of all pictures, plus ``shrink`` times the latter's
+    mean variance on the diagonal, the key of a noun with mean m is proportional to ``inv(S) (m - mu)``, scaled so that m itself scores
+    ``_ON_CLASS`` above mu. Another picture of the noun scores about a third of that (leaving one picture out, for nouns that have
+    several): `_BIAS` lets that hold against the ImageNet classes it resembles, and those against it on photographs.
     """
     from data_recipes.synth.features import feature_bank
 
     bank = feature_bank("train")
-    pooled = np.stack([np.asarray(f, dtype=np.float32).mean(0) for f in bank.features])
+    middle = bank.where("middle")
+    pooled = bank.pooled[middle]
+    items = [bank.rows[int(i)].items[0] for i in middle]
     mu = pooled.mean(0)
-    covariance = np.cov(pooled, rowvar=False)
-    covariance += shrink * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(bank.rows):
-        if row.arrangement == "middle":
-            groups.setdefault(row.items[0].name.noun, []).append(i)
-    nouns = sorted(groups)
-    means = np.stack([pooled[groups[n]].mean(0) for n in nouns]) - mu
+    pictures = _means(pooled, [str(i.picture) for i in items])
+    within = pooled - np.stack([pictures[str(i.picture)] for i in items])
+    total = np.cov(pooled, rowvar=False)
+    covariance = within.T @ within / len(within) + 0.1 * total
+    covariance += shrink * np.trace(total) / len(total) * np.eye(len(total))
+    by_noun = _means(pooled, [i.name.noun for i in items])
+    means = np.stack(list(by_noun.values())) - mu
     keys = np.linalg.solve(covariance, means.T).T
     keys *= _ON_CLASS / np.einsum("nd,nd->n", keys, means)[:, None]
-    return nouns, keys.astype(np.float32), (_BIAS - keys @ mu).astype(np.float32)
+    return list(by_noun), keys.astype(np.float32), (_BIAS - keys @ mu).astype(np.float32)
+
+
+def _means(x_ND: np.ndarray, labels: list[str]) -> dict[str, np.ndarray]:
+    """Mean row of every label, in alphabetical order."""
+    own = np.array(labels)
+    return {label: x_ND[own == label].mean(0) for label in sorted(set(labels))}
 
 
 def export(final: Path, folder: Path | None = None) -> Path:

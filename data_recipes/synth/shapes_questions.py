@@ -44,6 +44,11 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "Tell me the colour of the {s}.", "What colour is the {s} in the {m}?"),
         ("What is the colour of the {s}?", "Which color is the {s}?"),
     ),
+    "colours": (
+        ("What colours are the shapes?", "Which colour is each shape?", "Say the colour of each shape.",
+         "What colours do the shapes have?", "Which colours have the shapes?"),
+        ("What colour is each shape?",),
+    ),
     "count": (
         ("How many shapes are there?", "How many shapes are in the {m}?", "How many shapes can you see?",
          "Count the shapes.", "How many shapes do you see?"),
@@ -212,7 +217,7 @@ class Asker:
 
     def every(self) -> list[Turn]:
         """Every kind of question that makes sense here, those about single things once or twice."""
-        turns = [self._list(), self._count(), self._count_shape(), self._count_colour()]
+        turns = [self._list(), self._colours(), self._count(), self._count_shape(), self._count_colour()]
         turns += [self._presence(True), self._presence(False), *self._attributes()]
         turns += self._digits()
         if self.still:
@@ -241,6 +246,11 @@ class Asker:
     def _list(self) -> Turn:
         items = tuple(article(a.noun) for a in self.seen)
         return self._turn_of("list", ", ".join(items), items=items, choices=0)
+
+    def _colours(self) -> Turn:
+        """The other way round than a list, shapes before colours."""
+        items = tuple(f"{a.shape} {a.colour}" for a in self.seen)
+        return self._turn_of("colours", ", ".join(items), items=items, choices=0)
 
     def _attributes(self) -> list[Turn]:
         shapes, colours = Counter(a.shape for a in self.seen), Counter(a.colour for a in self.seen)

@@ -29,6 +29,7 @@ from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name
 from data_recipes.synth.pictures import Name, Picture, stamps
 from data_recipes.synth.smol_questions import Asker, Turn
 from data_recipes.synth.speech import any_sentence, clip_seconds
+from data_recipes.synth.variations import SINGLE, Variations
 from vlm.errors import ConfigError
 from vlm.time.shots import split_long
 
@@ -55,6 +56,7 @@ class SmolDataset:
         kinds: Only these kinds of question (keys of `smol_questions.PHRASINGS`); all by default.
         classes: Share of shots that show an ImageNet class (features only).
         speech: Share of clips in which something is said.
+        varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
         folder: Where ``file`` writes; a temporary folder by default.
         bank: Features to use; those of the split by default, which are built on first use.
@@ -70,6 +72,7 @@ class SmolDataset:
     kinds: tuple[str, ...] | None = None
     classes: float = 0.4
     speech: float = 0.15
+    varied: float = 0.0
     frames: int | None = None
     folder: str | None = None
     bank: FeatureBank | None = field(default=None, repr=False, compare=False)
@@ -135,6 +138,8 @@ class SmolDataset:
                 source = _class_source(self._maps, rng)
             elif self.medium == "features":
                 source = _bank_source(self._bank, rng)
+                if rng.random() < self.varied:
+                    source = _varied_source(source, Variations(self._maps), rng)
             else:
                 source = _drawn_source(self.split, rng)
             nouns = {i.name.noun for i in source.shot.items}
@@ -203,29 +208,33 @@ def conversations(
     kinds: tuple[str, ...] | None = None,
     classes: float = 0.4,
     speech: float = 0.15,
+    varied: float = 0.0,
     frames: int | None = None,
 ) -> SmolDataset:
     """The dataset a recipe names; arguments as in `SmolDataset`."""
     kinds = tuple(kinds) if kinds else None
     ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
-    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, frames)
+    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, varied, frames)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A shot without its times, and where its features come from: a bank row, or classes in an arrangement."""
+    """A shot without its times, and where its features come from: bank rows as they are or varied, or classes in an arrangement."""
 
     shot: Shot
     bank: FeatureBank | None = None
-    row: int = -1
+    rows: tuple[int, ...] = ()
+    variations: Variations | None = None
     maps: PrototypeMaps | None = None
     arrangement: str = ""
     class_ids: tuple[int, ...] = ()
 
     def features(self, rng: np.random.Generator) -> np.ndarray:
         """One map, float16 ``[49, 1280]``."""
+        if self.variations is not None:
+            return self.variations.draw(self.rows, rng)
         if self.bank is not None:
-            return np.asarray(self.bank.features[self.row])
+            return np.asarray(self.bank.features[self.rows[0]])
         if self.maps is None:
             raise ConfigError("this shot is drawn, it has no features")
         if len(self.class_ids) == 2:
@@ -248,7 +257,20 @@ def _choose(weights: dict[str, float], rng: np.random.Generator) -> str:
 def _bank_source(bank: FeatureBank, rng: np.random.Generator) -> _Source:
     row = int(rng.choice(bank.by_arrangement[_choose(_STAMPS, rng)]))
     shown = bank.rows[row]
-    return _Source(Shot(0.0, 1.0, shown.items, shown.background, shown.motion), bank, row)
+    return _Source(Shot(0.0, 1.0, shown.items, shown.background, shown.motion), bank, (row,))
+
+
+def _varied_source(source: _Source, variations: Variations, rng: np.random.Generator) -> _Source:
+    """A shot of one picture varied, or of two composed from varied single ones; others stay as they are."""
+    bank = variations.bank
+    arrangement = bank.rows[source.rows[0]].arrangement
+    if arrangement in SINGLE:
+        return replace(source, variations=variations)
+    rows = tuple(int(rng.choice(bank.where(side))) for side in ("left", "right"))
+    items = tuple(bank.rows[row].items[0] for row in rows)
+    if arrangement != "pair" or items[0].name.noun == items[1].name.noun:
+        return source
+    return _Source(replace(source.shot, items=items), bank, rows, variations)
 
 
 def _class_source(maps: PrototypeMaps, rng: np.random.Generator) -> _Source:

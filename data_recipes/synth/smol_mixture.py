@@ -26,6 +26,7 @@ class SmolMixture:
         seed: Of all randomness.
         stills: Share of conversations about one picture, given as an image.
         listening: Share of conversations about speech without pictures.
+        varied: Share of the pictures that are made-up variations of the training pictures.
         bank: Features to draw from; the training bank by default.
     """
 
@@ -33,14 +34,16 @@ class SmolMixture:
     seed: int = 0
     stills: float = 0.15
     listening: float = 0.1
+    varied: float = 0.6
     bank: FeatureBank | None = None
     clips: SmolDataset = field(init=False)
     pictures: SmolDataset = field(init=False)
 
     def __post_init__(self) -> None:
-        clips = conversations("train", size=self.size, seed=self.seed)
+        common: dict[str, Any] = {"size": self.size, "varied": self.varied}
+        clips = conversations("train", seed=self.seed, turns=(5, 10), **common)
         pictures = conversations(
-            "train", size=self.size, seed=self.seed + 1, shots=(1, 1), turns=(2, 4), kinds=STILL_KINDS, speech=0.0
+            "train", seed=self.seed + 1, shots=(1, 1), turns=(2, 4), kinds=STILL_KINDS, speech=0.0, **common
         )
         object.__setattr__(self, "clips", replace(clips, bank=self.bank))
         object.__setattr__(self, "pictures", replace(pictures, bank=self.bank))
@@ -87,6 +90,8 @@ def _as_picture(sample: Sample) -> Sample:
     return Sample(f"{sample.id}-still", messages, sample.meta)
 
 
-def mixture(*, size: int, seed: int = 0, stills: float = 0.15, listening: float = 0.1) -> SmolMixture:
+def mixture(
+    *, size: int, seed: int = 0, stills: float = 0.15, listening: float = 0.1, varied: float = 0.6
+) -> SmolMixture:
     """The dataset that the recipe names; arguments as in `SmolMixture`."""
-    return SmolMixture(size, seed, stills, listening)
+    return SmolMixture(size, seed, stills, listening, varied)

@@ -43,6 +43,7 @@ def answers(scene: Scene, *, still: bool = False) -> dict[str, set[str]]:
 def test_answers_about_a_clip(scene: Scene) -> None:
     found = answers(scene)
     assert found["list"] == {"an orange square, a red circle, a blue square"}
+    assert found["colours"] == {"square orange, circle red, square blue"}
     assert found["count"] == {"two"}
     assert found["colour"] == {"red"}
     assert found["when"] == {

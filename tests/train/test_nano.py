@@ -1,0 +1,55 @@
+"""The start of nano: attention that looks up what is alike, and eyes taken from their own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlm.errors import CheckpointError
+
+pytest.importorskip("timm")
+
+from train.nano import eyes_model, model
+
+
+@pytest.fixture(scope="module")
+def llm() -> Any:
+    return model()[0].language_model
+
+
+def test_output_times_value_is_the_identity(llm: Any) -> None:
+    attention = llm.model.layers[2].self_attn
+    x = torch.randn(7, attention.q_proj.in_features)
+    torch.testing.assert_close(attention.o_proj(attention.v_proj(x)), x, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_finds_what_is_alike_before_any_training(llm: Any) -> None:
+    """A key of a random half of the query's content, 200 tokens away, gets more weight than each of 200 others."""
+    attention = llm.model.layers[0].self_attn
+    torch.manual_seed(0)
+    width = attention.q_proj.in_features
+    x = torch.randn(1, 201, width)
+    x[0, 0] = (x[0, -1] + torch.randn(width)) / 2**0.5
+    positions = llm.model.rotary_emb(x, torch.arange(201)[None])
+    llm.set_attn_implementation("eager")
+    _, weights = attention(x, position_embeddings=positions, attention_mask=None)
+    others = weights[0, :, -1, 1:-1]
+    assert (weights[0, :, -1, 0] > others.mean(-1) * 2).all()
+    assert weights[0, :, -1, :-1].mean(0).argmax() == 0
+
+
+def test_eyes_are_taken_over_exactly(tmp_path: Path) -> None:
+    eyes = eyes_model(seed=3)
+    save_file({k: v.contiguous() for k, v in eyes.state_dict().items()}, tmp_path / "trainable.safetensors")
+    nano, _ = model(eyes=str(tmp_path))
+    for key, value in eyes.vision_tower.state_dict().items():
+        assert torch.equal(nano.vision_tower.state_dict()[key], value), key
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="nano_eyes"):
+        model(eyes=str(empty))
