@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from data_recipes.synth.nano_tokenizer import build_nano_tokenizer
 from data_recipes.synth.shapes_eyes import FORMS, EyesDataset
 from data_recipes.synth.shapes_render import COLOURS
-from vlm.config import VisionConfig, VLMConfig
+from vlm.config import AudioConfig, VisionConfig, VLMConfig
 from vlm.encoders import build_vision_tower
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
@@ -46,6 +46,19 @@ def vision_config(width: int = 96, layers: int = 3, patch: int = 8, image_size: 
     return VisionConfig(backend="timm", name=f"xcit_nano_12_p{patch}_224", image_size=image_size, tower=tower)
 
 
+def audio_config() -> AudioConfig:
+    """A small Whisper encoder: windows of 10 s, two tokens a second."""
+    tower = {
+        "num_mel_bins": 16,
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 128,
+        "max_source_positions": 500,
+    }
+    return AudioConfig(mode="features", tower=tower, stride=25, window=10.0)
+
+
 def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) -> VLMConfig:
     """Everything about nano; `vocabulary` counts the tokenizer's entries, a frame becomes ``grid * grid`` tokens (4 is no pooling)."""
     return VLMConfig(
@@ -62,6 +75,7 @@ def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) ->
             "tie_word_embeddings": True,
         },
         vision_config=vision_config().to_dict(),
+        audio_config=audio_config().to_dict(),
         connector={"type": "mlp_downsample"},
         pooling={"mode": "frame", "out_grid": [grid, grid]},
         time={"codec": "relative", "interleave": True},

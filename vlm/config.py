@@ -64,7 +64,7 @@ class AudioConfig(PreTrainedConfig):
         tower: Whisper config as a dictionary (`transformers.WhisperConfig`).
         rate: Sample rate the encoder expects, Hz.
         stride: Average this many neighbouring encoder states (50 a second) into one token.
-        window: Seconds the encoder has positions for; longer sound is cut.
+        window: Seconds the encoder has positions for; longer sound is read window by window.
         connector: Options of the audio projector (`vlm.connectors.projectors.build_projector`).
     """
 

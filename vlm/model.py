@@ -131,7 +131,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.cat(tokens)
 
     def audio_tokens(self, mel_AMT: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
-        """Audio tokens: the first ``audio_lengths[i]`` states of each clip, projected and joined."""
+        """Audio tokens: the first ``audio_lengths[i]`` states of each window, projected and joined."""
         states = self.audio_projector(self.audio_tower(mel_AMT))
         return torch.cat([x[:n] for x, n in zip(states, audio_lengths.tolist(), strict=True)])
 
@@ -204,7 +204,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             frames_per_medium: ``[M]``.
             is_video: ``[M]`` bool; images keep all their tokens, videos go through the pooler.
             segments: Frames per shot for every medium (pooling mode ``segments``).
-            mel: ``[A, mel, T]`` log-mel spectrograms; audio_lengths ``[A]`` encoder states to keep of each.
+            mel: ``[A, mel, T]`` log-mel spectrograms, a window each; audio_lengths ``[A]`` encoder states to keep of each.
 
         Raises:
             AlignmentError: Placeholders and features disagree in number.

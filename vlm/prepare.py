@@ -14,6 +14,7 @@ from vlm.media import Audio, Video, load_audio, load_image, load_video
 from vlm.time.shots import find_shots
 
 DEFAULT_FRAMES = 64
+STATES_PER_SECOND = 50  # of the Whisper encoder
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Medium:
         spans: ``[N, 2]`` seconds covered by each visual token.
         segments: Frames per shot, for pooling mode ``segments``.
         pixel_values: ``[T, 3, H, W]`` normalised, or vision_features ``[T, P, E]``.
-        mel: ``[mel, frames]`` log-mel spectrogram.
+        mel: ``[W, mel, frames]`` log-mel spectrograms of the sound, window by window.
+        windows: Encoder states to keep of each window.
         start: Seconds by which times of this medium are shifted (a window that does not begin at 0).
     """
 
@@ -43,6 +45,7 @@ class Medium:
     pixel_values: torch.Tensor | None = None
     vision_features: torch.Tensor | None = None
     mel: torch.Tensor | None = None
+    windows: list[int] = field(default_factory=list)
     start: float = 0.0
     frames: np.ndarray | None = None
     timestamps: np.ndarray | None = None
@@ -143,7 +146,7 @@ def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
 
 
 def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:
-    """An audio part for the feature path: log-mel of one window, and the number of encoder states that are really sound."""
+    """An audio part for the feature path: log-mel by windows, and how many encoder states of each are really sound."""
     source = part.get("audio", part.get("path", part.get("url")))
     if source is None:
         raise ConfigError(f"an audio part needs 'audio' (a path or an Audio); got keys {sorted(part)}")
@@ -152,8 +155,19 @@ def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:
         raise ConfigError(
             f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate"
         )
-    window = float(ears.get("window", 30.0))
-    mel = log_mel(audio.samples.mean(0), rate=audio.rate, num_mel_bins=int(ears["num_mel_bins"]), seconds=window)
-    seconds = min(audio.duration, window)
-    states = max(1, int(np.ceil(seconds * 50 / int(ears["stride"]))))
-    return Medium(kind="audio", mel=mel, num_frames=states, duration=audio.duration, start=audio.start)
+    size = round(float(ears.get("window", 30.0)) * audio.rate)
+    wave, stride = audio.samples.mean(0), int(ears["stride"])
+    pieces = [wave[first : first + size] for first in range(0, max(1, wave.shape[-1]), size)]
+    mels = [
+        log_mel(piece, rate=audio.rate, num_mel_bins=int(ears["num_mel_bins"]), seconds=size / audio.rate)
+        for piece in pieces
+    ]
+    windows = [max(1, int(np.ceil(len(piece) / audio.rate * STATES_PER_SECOND / stride))) for piece in pieces]
+    return Medium(
+        kind="audio",
+        num_frames=sum(windows),
+        windows=windows,
+        mel=torch.stack(mels),
+        duration=audio.duration,
+        start=audio.start,
+    )

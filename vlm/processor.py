@@ -17,11 +17,12 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from vlm.config import VLMConfig
 from vlm.errors import ConfigError
-from vlm.prepare import Medium, prepare_audio, prepare_images, prepare_video
+from vlm.prepare import STATES_PER_SECOND, Medium, prepare_audio, prepare_images, prepare_video
 from vlm.time.codec import TimeCodec, make_codec
 from vlm.time.slowfast import Pooler, make_pooler
 
 MEDIA_TOKENS = ("<image>", "<video>", "<audio>")
+_AUDIO_TIMES = 50  # with interleaved times, sound has one a second, or at most about this many
 _MARK = re.compile("\ue000(\\d+)\ue001")
 _TIME_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)\}")
 _FALLBACK_TEMPLATE = (
@@ -247,7 +248,12 @@ class VLMProcessor(ProcessorMixin):
                 "this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead"
             )
         medium = prepare_audio(part, self.ears)
-        medium.ids = [self.token_id("<audio>")] * medium.num_frames
+        group = max(1, round(STATES_PER_SECOND / int(self.ears["stride"]) * max(1.0, medium.duration / _AUDIO_TIMES)))
+        for first in range(0, medium.num_frames, group):
+            count = min(group, medium.num_frames - first)
+            at = first * int(self.ears["stride"]) / STATES_PER_SECOND
+            medium.ids += self._time_ids(at, medium.duration) + [self.token_id("<audio>")] * count
+        medium.ids += self._time_ids(medium.duration, medium.duration)
         return medium
 
     def _prepare_transcript(self, part: dict[str, Any]) -> Medium:
@@ -307,8 +313,8 @@ class VLMProcessor(ProcessorMixin):
             out["segments"] = [m.segments for m in visual]
         heard = [m for m in prompt.media if m.kind == "audio"]
         if heard:
-            out["mel"] = torch.stack([m.mel for m in heard if m.mel is not None])
-            out["audio_lengths"] = torch.tensor([m.num_frames for m in heard])
+            out["mel"] = torch.cat([m.mel for m in heard if m.mel is not None])
+            out["audio_lengths"] = torch.tensor([states for m in heard for states in m.windows])
         return out
 
     def collate(self, examples: list[dict[str, Any]], *, padding_side: str = "right") -> dict[str, Any]:

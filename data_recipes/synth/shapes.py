@@ -86,14 +86,19 @@ class ShapesDataset:
         rng = self._rng(index)
         step = level(self.level)
         scene, frames = self._scene(rng, step)
-        turns = Asker(scene, rng, split=self.split, still=step.still).turns(self.turns, self.kinds)
+        sound = step.beeps > 0
+        turns = Asker(scene, rng, split=self.split, still=step.still, sound=sound).turns(self.turns, self.kinds)
+        media: list[dict[str, Any]] = []
         if step.still:
-            medium: dict[str, Any] = {"type": "image", "image": scene.render(0.0, self.image_size)}
+            media.append({"type": "image", "image": scene.render(0.0, self.image_size)})
         else:
-            medium = {"type": "video", "video": self._video(rng, scene, frames)}
+            video = self._video(rng, scene, frames, sound)
+            media.append({"type": "video", "video": video})
+            if video.audio is not None:
+                media.append({"type": "audio", "audio": video.audio})
         name = self.level if isinstance(self.level, str) else "custom"
         meta = {"turns": turns, "scene": scene, "duration": scene.duration, "frames": frames, "level": name}
-        return Sample(f"shapes-{name}-{self.split}-{self.seed}-{index}", _messages(medium, turns), meta)
+        return Sample(f"shapes-{name}-{self.split}-{self.seed}-{index}", _messages(media, turns), meta)
 
     def scene(self, index: int) -> Scene:
         """The scene of item ``index``, without drawing anything."""
@@ -109,13 +114,13 @@ class ShapesDataset:
         side = 2 * int(rng.integers(self.file_sizes[0] // 2, self.file_sizes[1] // 2 + 1))
         return random_scene(rng, step, split=self.split, size=side, num_frames=frames), frames
 
-    def _video(self, rng: np.random.Generator, scene: Scene, frames: int) -> Video:
-        sound = SOUND_RATE if scene.beeps else None
+    def _video(self, rng: np.random.Generator, scene: Scene, frames: int, sound: bool) -> Video:
+        rate = SOUND_RATE if sound else None
         if rng.random() >= self.via_file:
-            return scene.video(frames, self.image_size, sound_rate=sound)
+            return scene.video(frames, self.image_size, sound_rate=rate)
         with tempfile.TemporaryDirectory(prefix="shapes-") as folder:
-            path = scene.write(Path(folder) / "clip.mp4")
-            return load_video(path, num_frames=frames, size=self.image_size, audio_rate=sound)
+            path = scene.write(Path(folder) / "clip.mp4", sound=sound)
+            return load_video(path, num_frames=frames, size=self.image_size, audio_rate=rate)
 
 
 def conversations(
@@ -217,9 +222,9 @@ def needle_frame(digit: str, size: int = 64, *, seed: int = 0) -> np.ndarray:
     return frame
 
 
-def _messages(medium: dict[str, Any], turns: list[Turn]) -> list[Message]:
-    """User and assistant messages in turn, the medium before the first question."""
+def _messages(media: list[dict[str, Any]], turns: list[Turn]) -> list[Message]:
+    """User and assistant messages in turn, the media before the first question."""
     messages: list[Message] = []
     for number, turn in enumerate(turns):
-        messages += [user(medium, turn.question) if number == 0 else user(turn.question), assistant(turn.answer)]
+        messages += [user(*media, turn.question) if number == 0 else user(turn.question), assistant(turn.answer)]
     return messages

@@ -204,10 +204,11 @@ class Asker:
         rng: Chooses phrasings, things and order.
         split: "train" or "heldout" (its own phrasings, all colour-shape pairs).
         still: The scene is shown as one picture.
+        sound: It can be heard, if only as silence.
     """
 
-    def __init__(self, scene: Scene, rng: np.random.Generator, *, split: str, still: bool) -> None:
-        self.scene, self.rng, self.split, self.still = scene, rng, split, still
+    def __init__(self, scene: Scene, rng: np.random.Generator, *, split: str, still: bool, sound: bool = False) -> None:
+        self.scene, self.rng, self.split, self.still, self.sound = scene, rng, split, still, sound
         self.seen = scene.appearances()
 
     def turns(self, most: int, kinds: tuple[str, ...] | None = None) -> list[Turn]:
@@ -380,9 +381,9 @@ class Asker:
 
     def _beeps(self) -> list[Turn]:
         beeps = self.scene.beeps
-        if not beeps:
+        if not beeps and not self.sound:
             return []
-        turns = [self._turn_of("beep_count", NUMBERS[len(beeps)], choices=3)]
+        turns = [self._turn_of("beep_count", NUMBERS[len(beeps)], choices=4)]
         if len(beeps) == 1:
             turns.append(self._turn_of("beep_when", span_words(beeps[0].span), spans=(beeps[0].span,)))
         return turns

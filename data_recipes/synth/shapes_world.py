@@ -46,7 +46,7 @@ class Level:
         collide: Chance of one collision (of clips with two shapes or more).
         digit: Chance of a digit.
         needle: The digit lasts about one sampled frame instead of a longer span.
-        beeps: Chance that there is sound with one to three beeps.
+        beeps: Chance of one to three beeps; above 0 every clip has sound, if only silence.
     """
 
     still: bool = False
@@ -69,7 +69,7 @@ LEVELS: dict[str, Level] = {
     "short": Level(shapes=(1, 3), seconds=(2.0, 12.0), frames=(6, 12), change=0.1, collide=0.1),
     "clips": Level(seconds=(8.0, 30.0), frames=(24, 40)),
     "twenty": Level(seconds=(20.0, 20.0), frames=(32, 32)),
-    "sound": Level(seconds=(4.0, 20.0), frames=(16, 32), beeps=1.0),
+    "sound": Level(seconds=(4.0, 20.0), frames=(16, 32), beeps=0.85),
     "needle": Level(shapes=(1, 2), seconds=(20.0, 120.0), frames=(24, 64), digit=0.9, needle=True, change=0, collide=0),
     "long": Level(shapes=(1, 3), seconds=(60.0, 600.0), frames=(96, 256), digit=0.9, needle=True, change=0, collide=0),
 }

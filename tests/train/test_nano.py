@@ -29,18 +29,18 @@ def test_output_times_value_is_the_identity(llm: Any) -> None:
 
 @torch.no_grad()
 def test_attention_finds_what_is_alike_before_any_training(llm: Any) -> None:
-    """A key of a random half of the query's content, 200 tokens away, gets more weight than each of 200 others."""
+    """A key of a random half of the query's content, 200 tokens away, gets more weight than each of 199 others, most of the time."""
     attention = llm.model.layers[0].self_attn
-    torch.manual_seed(0)
-    width = attention.q_proj.in_features
-    x = torch.randn(1, 201, width)
-    x[0, 0] = (x[0, -1] + torch.randn(width)) / 2**0.5
-    positions = llm.model.rotary_emb(x, torch.arange(201)[None])
     llm.set_attn_implementation("eager")
-    _, weights = attention(x, position_embeddings=positions, attention_mask=None)
-    others = weights[0, :, -1, 1:-1]
-    assert (weights[0, :, -1, 0] > others.mean(-1) * 2).all()
-    assert weights[0, :, -1, :-1].mean(0).argmax() == 0
+    torch.manual_seed(0)
+    width, found = attention.q_proj.in_features, 0
+    for _ in range(20):
+        x = torch.randn(1, 201, width)
+        x[0, 0] = (x[0, -1] + torch.randn(width)) / 2**0.5
+        positions = llm.model.rotary_emb(x, torch.arange(201)[None])
+        _, weights = attention(x, position_embeddings=positions, attention_mask=None)
+        found += int(weights[0, :, -1, :-1].mean(0).argmax() == 0)
+    assert found >= 8  # by chance 0.1
 
 
 def test_eyes_are_taken_over_exactly(tmp_path: Path) -> None:

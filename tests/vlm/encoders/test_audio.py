@@ -28,17 +28,41 @@ def test_log_mel_equals_the_feature_extractor_of_transformers() -> None:
     torch.testing.assert_close(log_mel(wave, rate=RATE, seconds=30.0), reference, rtol=0, atol=2e-3)
 
 
+TOWER = {
+    "num_mel_bins": 16,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "max_source_positions": 100,
+}
+
+
+def test_long_sound_is_read_window_by_window_with_times_between() -> None:
+    pytest.importorskip("torchaudio")
+    ears = {"mode": "features", "tower": TOWER, "stride": 25, "window": 2.0}
+    assistant = tiny_assistant(audio_config=ears, time={"codec": "relative", "num_tokens": 100, "interleave": True})
+    wave = np.concatenate([tone(2.0), tone(2.0, 900.0), tone(1.0, 300.0)])
+    processor, model = assistant.processor, assistant.model
+
+    def prepared(samples: np.ndarray) -> dict[str, torch.Tensor]:
+        audio = {"type": "audio", "audio": Audio(samples[None], RATE)}
+        return dict(processor([{"role": "user", "content": [audio, {"type": "text", "text": "what?"}]}]))
+
+    whole = prepared(wave)
+    assert whole["audio_lengths"].tolist() == [4, 4, 2] and whole["mel"].shape == (3, 16, 200)
+    parts = [prepared(wave[first : first + 2 * RATE]) for first in range(0, len(wave), 2 * RATE)]
+    with torch.inference_mode():
+        together = model.audio_tokens(whole["mel"], whole["audio_lengths"])
+        apart = torch.cat([model.audio_tokens(p["mel"], p["audio_lengths"]) for p in parts])
+    torch.testing.assert_close(together, apart)
+    words = processor.tokenizer.decode(whole["input_ids"][0]).replace(" ", "")
+    assert "<t0><audio><audio><t20><audio><audio><t40>" in words and "<audio><t99>" in words
+
+
 def test_sound_goes_through_the_feature_path() -> None:
     pytest.importorskip("torchaudio")
-    tower = {
-        "num_mel_bins": 16,
-        "d_model": 32,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "max_source_positions": 100,
-    }
-    assistant = tiny_assistant(audio_config={"mode": "features", "tower": tower, "stride": 5, "window": 2.0})
+    assistant = tiny_assistant(audio_config={"mode": "features", "tower": TOWER, "stride": 5, "window": 2.0})
     sound = {"type": "audio", "audio": Audio(tone(1.0)[None], RATE)}
     batch = assistant.processor([{"role": "user", "content": [sound, {"type": "text", "text": "what?"}]}])
     assert batch["audio_lengths"].tolist() == [10]
