@@ -82,13 +82,16 @@ def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) ->
     )
 
 
-def model(seed: int = 0, eyes: str | None = None, grid: int = 4) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+def model(
+    seed: int = 0, eyes: str | None = None, grid: int = 4, alike: bool = True
+) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A fresh nano with its processor.
 
     Args:
         seed: Of the weights.
         eyes: The folder ``final`` of a `nano_eyes` run, to start from its vision tower.
         grid: A frame becomes ``grid * grid`` tokens.
+        alike: Start as a look-up (`attend_to_alike`) instead of with ordinary weights.
 
     Raises:
         CheckpointError: ``eyes`` holds no vision tower of this shape.
@@ -102,7 +105,8 @@ def model(seed: int = 0, eyes: str | None = None, grid: int = 4) -> tuple[VLMFor
     nano_config.text_config.bos_token_id = None
     processor = VLMProcessor.for_config(nano_config, tokenizer, (4, 4))
     nano = VLMForConditionalGeneration(nano_config)
-    attend_to_alike(nano.language_model)
+    if alike:
+        attend_to_alike(nano.language_model)
     if eyes is not None:
         _load_eyes(nano, processor.tokenizer, Path(eyes))
     return nano, processor
@@ -113,8 +117,8 @@ def attend_to_alike(llm: Any) -> None:
     """Start every layer of a Llama as a look-up of what is alike (after mimetic initialisation, Trockman and Kolter 2023; sizes ours).
 
     Queries equal keys, so a token attends to those that share its content; output times value is the identity, so it takes over what
-    they contain. With ordinary weights nano named colours that are in the picture without finding whose they are, for as long as we
-    watched (300 steps); so started, it answers by shape and by colour after 200 steps.
+    they contain. Without this, nano long names colours that are in the picture without finding whose they are; `scripts/ablations.py
+    starts` measures what it is worth.
     """
     for layer in llm.model.layers:
         attention = layer.self_attn

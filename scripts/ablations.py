@@ -1,0 +1,143 @@
+"""What a choice is worth: the same recipe trained with and without it, for few steps, scored on held-out conversations.
+
+    python scripts/ablations.py starts        # nano's attention as a look-up, or ordinary weights (about 15 minutes)
+    python scripts/ablations.py connectors    # smol's named prototypes, or VILA's MLP (about two hours)
+    python scripts/ablations.py variations    # smol with made-up variations of its pictures, or without (about two hours)
+
+Runs are resumable; those with the same settings are shared between ablations. Scores are teacher forced (`eval.teacher`): smol's on
+unseen pictures of kinds that training shows, nano's on scenes, colour-shape pairs and phrasings that it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_OTHER_CONNECTOR = "{mm_projector: 1e-3, '*.token_rows': 1e-3, '*.lora_*': 1e-3}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Variants of a recipe.
+
+    Attributes:
+        recipe: Name of a shipped recipe.
+        stage: The last stage that is trained, with its number of steps.
+        variants: Overrides by name; the first is the recipe as it ships.
+        kinds: Questions to score.
+    """
+
+    recipe: str
+    stage: tuple[str, int]
+    variants: dict[str, tuple[str, ...]]
+    kinds: tuple[str, ...]
+
+
+SMOL_KINDS = ("presence", "when", "at", "count", "list")
+ABLATIONS = {
+    "starts": Ablation(
+        "nano",
+        ("pictures", 200),
+        {"look-up": (), "ordinary weights": ("model.args.alike=false",)},
+        ("colour", "shape", "count", "presence"),
+    ),
+    "connectors": Ablation(
+        "smol",
+        ("sft", 200),
+        {
+            "named prototypes": (),
+            "mlp2x_gelu": (
+                "model.args={connector: {type: mlp2x_gelu}}",
+                "stages.align.trainable={mm_projector: 1e-3, '*.token_rows': 1e-3}",
+                f"stages.sft.trainable={_OTHER_CONNECTOR}",
+            ),
+        },
+        SMOL_KINDS,
+    ),
+    "variations": Ablation(
+        "smol",
+        ("sft", 200),
+        {
+            "with variations": (),
+            "without": ("stages.align.data.args.varied=0.0", "stages.sft.data.args.varied=0.0"),
+        },
+        SMOL_KINDS,
+    ),
+}
+
+
+def scores(ablation: Ablation, overrides: Iterable[str], runs: Path, count: int) -> list[dict[str, Any]]:
+    """Train one variant, or go on with it, and score it: rows of the results file."""
+    from eval.teacher import teacher_forced
+    from train.build import build_model
+    from train.run import run
+    from train.stages import load_recipe
+    from train.state import seed_everything
+    from vlm.plugins.parts import load_parts
+
+    stage, steps = ablation.stage
+    settings = [f"until={stage}", f"stages.{stage}.steps={steps}", "report_to=[]", *overrides]
+    out = runs / f"{ablation.recipe}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+    recipe = load_recipe(ablation.recipe, [f"out={out}", *settings])
+    if run(recipe):
+        sys.exit("stopped; the same command goes on")
+    seed_everything(recipe.seed)
+    model, processor = build_model(recipe)
+    trained, _ = load_parts(model, out / "final")
+    found = teacher_forced(trained, processor, held_out(ablation.recipe, count))  # type: ignore[arg-type]
+    rows: list[dict[str, Any]] = []
+    for kind in ablation.kinds:
+        score = found[kind]
+        about = {"answers": score.answers, "nats per answer": round(score.nats / score.answers, 2)}
+        rows.append({"name": kind, "value": round(100 * score.share, 1), "unit": "%", "target": None, "setting": about})
+    return rows
+
+
+def held_out(recipe: str, count: int) -> Iterable[Any]:
+    """Conversations to score on."""
+    if recipe == "smol":
+        from data_recipes.synth.smol import conversations
+
+        data: Any = conversations("picture", size=count, seed=1)
+    else:
+        from data_recipes.synth.shapes import conversations as drawn
+
+        data = drawn("heldout", size=count, seed=1, level="stills")
+    return (data[i] for i in range(count))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablation", choices=ABLATIONS)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, for all variants")
+    parser.add_argument("--count", type=int, default=100, help="conversations to score on")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the results file")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from eval.report import write_results
+
+    ablation, rows = ABLATIONS[options.ablation], []
+    for name, overrides in ablation.variants.items():
+        found = scores(ablation, [*options.overrides, *overrides], options.runs, options.count)
+        rows += [{**row, "name": f"{row['name']}, {name}"} for row in found]
+    stage, steps = ablation.stage
+    write_results(
+        f"ablation-{options.ablation}",
+        rows,
+        command=f"python scripts/ablations.py {options.ablation} --count {options.count}",
+        seed=0,
+        setting=f"recipe {ablation.recipe} up to {steps} steps of {stage}, teacher forced",
+        out_dir=options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
