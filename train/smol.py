@@ -101,12 +101,16 @@ def export(final: Path, folder: Path | None = None) -> Path:
     source = final / ("trainable.safetensors" if done else "weights.safetensors")
     tensors = load_file(source)
     recipe = json.loads((final / "recipe.json").read_text()) if done else load_recipe("smol").as_dict()
+    _, processor = base()
+    ids = time_token_ids(processor)
     out: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
         if name.startswith("mm_projector."):
             out[name] = value
         elif name.endswith(".token_rows"):
             out["time_rows"] = value
+        elif name.endswith(".embed_tokens.weight"):  # at the end of a run, rows are back in their table
+            out["time_rows"] = value[ids]
         elif ".lora_" in name:
             module, side = name.removeprefix("language_model.").split(".lora_")
             out[f"lora.{module}.{side[0]}"] = value
@@ -114,10 +118,9 @@ def export(final: Path, folder: Path | None = None) -> Path:
         raise CheckpointError(f"{final}: lacks trained time tokens or a trained connector; found {sorted(tensors)[:4]}")
     lora = _lora_options(recipe)
     keys = out.get("mm_projector.keys.weight")
-    _, processor = base()
     meta = {
         "lora_scale": lora.get("alpha", 16.0) / lora.get("r", 8),
-        "time_token_ids": time_token_ids(processor),
+        "time_token_ids": ids,
         "extra_prototypes": 0 if keys is None else keys.shape[0] - 1000,
         "connector": (_recipe(recipe)["model"].get("args") or {}).get("connector"),
         "run": sha256_of(source)[:16],
