@@ -78,7 +78,7 @@ def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) ->
         audio_config=audio_config().to_dict(),
         connector={"type": "mlp_downsample"},
         pooling={"mode": "frame", "out_grid": [grid, grid]},
-        time={"codec": "relative", "interleave": True},
+        time={"codec": "relative", "interleave": True, "tag": 3.0},
     )
 
 

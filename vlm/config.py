@@ -101,8 +101,9 @@ class VLMConfig(PreTrainedConfig):
         connector: ``{"type": ...}`` plus options of `vlm.connectors.build_connector`.
         pooling: ``{"mode": "frame" | "slowfast" | "tsp" | "mean" | "segments", ...}``, see `vlm.time.slowfast`. The extra key
             ``before_connector`` (segments only) averages features before they are projected.
-        time: ``{"codec": "relative" | "seconds" | "digits", "interleave": bool, ...}``; with ``interleave`` the input names the time
-            before every group of visual tokens.
+        time: ``{"codec": "relative" | "seconds" | "digits", "interleave": bool, "tag": float, ...}``; with ``interleave`` the input
+            names the time before every group of visual tokens, and with ``tag`` as well each of them carries that many times the
+            embedding of its time (`vlm.connectors.fuse.tag`); the rest are options of the codec.
         image_token_id, video_token_id, audio_token_id: Placeholder ids in the language model's vocabulary.
     """
 
@@ -131,9 +132,13 @@ class VLMConfig(PreTrainedConfig):
         self.time = dict(self.time or {"codec": "relative", "interleave": False})
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        if self.time.get("tag") and not self.time.get("interleave"):
+            raise ConfigError(f"time.tag={self.time['tag']} needs time.interleave: the tag is the time written before")
         if self.pooling.get("before_connector") and self.pooling.get("mode") != "segments":
             raise ConfigError("pooling.before_connector is only defined for pooling.mode='segments'")
 
+
+TIME_LAYOUT = ("codec", "interleave", "tag")  # keys of `VLMConfig.time` that are no options of the codec
 
 AutoConfig.register("vlm_vision", VisionConfig)
 AutoConfig.register("vlm_audio", AudioConfig)

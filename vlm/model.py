@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlm.config import VLMConfig
 from vlm.connectors import build_connector, build_projector
-from vlm.connectors.fuse import locate, scatter
+from vlm.connectors.fuse import locate, scatter, tag
 from vlm.encoders import AudioTower, build_vision_tower
 from vlm.errors import AlignmentError, CheckpointError, ConfigError
 from vlm.time.slowfast import make_pooler
@@ -167,6 +167,9 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if mel is not None and audio_lengths is not None:
                 heard = self.audio_tokens(mel.to(self.dtype), audio_lengths)
             embeds_BLD = scatter(embeds_BLD, audio_BL, heard, what="audio")
+        if weight := self.config.time.get("tag"):
+            timed = locate(input_ids, (self.config.video_token_id, self.config.audio_token_id))
+            embeds_BLD = tag(embeds_BLD, timed, float(weight))
         return embeds_BLD
 
     # -- forward and generate ------------------------------------------------------------------------------------------------

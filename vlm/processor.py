@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from vlm.config import VLMConfig
+from vlm.config import TIME_LAYOUT, VLMConfig
 from vlm.errors import ConfigError
 from vlm.prepare import STATES_PER_SECOND, Medium, prepare_audio, prepare_images, prepare_video
 from vlm.time.codec import TimeCodec, make_codec
@@ -97,7 +97,7 @@ class VLMProcessor(ProcessorMixin):
         Args:
             token_grid: `VLMForConditionalGeneration.token_grid`.
         """
-        time = {k: v for k, v in config.time.items() if k not in ("codec", "interleave")}
+        time = {k: v for k, v in config.time.items() if k not in TIME_LAYOUT}
         add_tokens(tokenizer, make_codec(config.time["codec"], **time))
         ids = [tokenizer.convert_tokens_to_ids(t) for t in MEDIA_TOKENS]
         config.image_token_id, config.video_token_id, config.audio_token_id = ids
@@ -117,7 +117,7 @@ class VLMProcessor(ProcessorMixin):
 
     @property
     def codec(self) -> TimeCodec:
-        options = {k: v for k, v in self.layout["time"].items() if k not in ("codec", "interleave")}
+        options = {k: v for k, v in self.layout["time"].items() if k not in TIME_LAYOUT}
         return make_codec(self.layout["time"]["codec"], **options)
 
     @property

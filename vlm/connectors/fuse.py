@@ -34,3 +34,15 @@ def scatter(
         )
     source = features_ND.to(embeds_BLD.device, embeds_BLD.dtype)
     return embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), source)
+
+
+def tag(embeds_BLD: torch.Tensor, media_BL: torch.Tensor, weight: float) -> torch.Tensor:
+    """Media tokens plus ``weight`` times the embedding of the last other token before them (ours).
+
+    With interleaved times that token says when; tagged, every media token carries its own time, and finding when something is shown takes
+    one step of attention instead of two. Positions before any other token stay as they are.
+    """
+    positions = torch.arange(media_BL.shape[1], device=media_BL.device).expand_as(media_BL)
+    before_BL = positions.masked_fill(media_BL, -1).cummax(dim=1).values
+    found = torch.gather(embeds_BLD, 1, before_BL.clamp_min(0)[..., None].expand_as(embeds_BLD))
+    return embeds_BLD + weight * (media_BL & (before_BL >= 0))[..., None] * found
