@@ -84,7 +84,7 @@ def _sentences() -> Iterator[str]:
     for colour in COLOURS:
         for shape in SHAPES:
             noun = f"{colour} {shape}"
-            words = {"a": article(noun), "the": f"the {noun}", "the2": f"the {noun}", "c": colour, "s": shape}
+            words = {"a": article(noun), "the": f"the {noun}", "the2": f"the {noun}", "c": colour, "s": shape, "t": ""}
             for train, held_out in PHRASINGS.values():
                 for phrasing in train + held_out:
                     for medium in ("picture", "video", "clip", "image"):

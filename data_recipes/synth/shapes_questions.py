@@ -79,6 +79,16 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
          "When could you see {the}?", "When is {the} seen?"),
         ("When do you see {the}?", "When is {the} in the {m}?"),
     ),
+    "at": (
+        ("What is there at {t}?", "What do you see at {t}?", "Which shapes are there at {t}?", "What is shown at {t}?",
+         "At {t}, what is in the {m}?"),
+        ("What can you see at {t}?",),
+    ),
+    "times": (
+        ("Say the times of each shape.", "Which times has each shape?", "Give the times of the shapes.",
+         "When is each shape there?"),
+        ("Give the times of each shape.",),
+    ),
     "end": (
         ("When does {the} disappear?", "When does {the} go away?", "When does {the} vanish?", "When is {the} gone?",
          "At what time does {the} disappear?"),
@@ -224,12 +234,12 @@ class Asker:
         if self.still:
             return [*turns, *self._where(), self._caption()]
         turns += [*self._when(), *self._order(), *self._motion(), *self._turn(), *self._collision(), *self._beeps()]
-        return [*turns, self._describe()]
+        return [*turns, *self._at(), self._times(), self._describe()]
 
     # -- phrasing ------------------------------------------------------------------------------------------------------
 
     def _turn_of(self, kind: str, answer: str, **details: object) -> Turn:
-        words = {key: str(details.pop(key)) for key in ("a", "the", "the2", "c", "s", "ss") if key in details}
+        words = {key: str(details.pop(key)) for key in ("a", "the", "the2", "c", "s", "ss", "t") if key in details}
         phrasings = PHRASINGS[kind][1 if self.split == "heldout" else 0]
         medium = "picture" if self.still else ("video", "clip")[int(self.rng.integers(2))]
         question = phrasings[int(self.rng.integers(len(phrasings)))].format(m=medium, **words)
@@ -331,6 +341,22 @@ class Asker:
         turns += [self._turn_of("end", at_words(a.span.end), the=f"the {a.noun}", spans=(Span(a.span.end, a.span.end),))
                   for a in self._pick(gone)]  # fmt: skip
         return turns
+
+    def _at(self) -> list[Turn]:
+        """What is there at a moment that is not close to a change, if one can be found."""
+        changes = [edge for a in self.seen for edge in (a.span.start, a.span.end)]
+        for _ in range(10):
+            second = float(self.rng.uniform(0.0, 1.0)) * self.scene.duration
+            if all(abs(second - change) > 0.04 * self.scene.duration for change in changes):
+                items = tuple(article(a.noun) for a in self.seen if a.span.start <= second < a.span.end)
+                mark = f"{{t:{second:.2f}}}"
+                return [self._turn_of("at", ", ".join(items) or "nothing", t=mark, items=items)]
+        return []
+
+    def _times(self) -> Turn:
+        """Start and end of everything, in keywords."""
+        parts = [f"{a.noun} {{t:{a.span.start:.2f}}} {{t:{a.span.end:.2f}}}" for a in self.seen]
+        return self._turn_of("times", ", ".join(parts), spans=tuple(a.span for a in self.seen))
 
     def _describe(self) -> Turn:
         items = tuple(article(a.noun) for a in self.seen)

@@ -27,6 +27,7 @@ class SmolMixture:
         stills: Share of conversations about one picture, given as an image.
         listening: Share of conversations about speech without pictures.
         varied: Share of the pictures that are made-up variations of the training pictures.
+        classes: Share of the shots that show an ImageNet class.
         bank: Features to draw from; the training bank by default.
     """
 
@@ -35,12 +36,13 @@ class SmolMixture:
     stills: float = 0.15
     listening: float = 0.1
     varied: float = 0.6
+    classes: float = 0.4
     bank: FeatureBank | None = None
     clips: SmolDataset = field(init=False)
     pictures: SmolDataset = field(init=False)
 
     def __post_init__(self) -> None:
-        common: dict[str, Any] = {"size": self.size, "varied": self.varied}
+        common: dict[str, Any] = {"size": self.size, "varied": self.varied, "classes": self.classes}
         clips = conversations("train", seed=self.seed, turns=(5, 10), **common)
         pictures = conversations(
             "train", seed=self.seed + 1, shots=(1, 1), turns=(2, 4), kinds=STILL_KINDS, speech=0.0, **common
@@ -91,7 +93,13 @@ def _as_picture(sample: Sample) -> Sample:
 
 
 def mixture(
-    *, size: int, seed: int = 0, stills: float = 0.15, listening: float = 0.1, varied: float = 0.6
+    *,
+    size: int,
+    seed: int = 0,
+    stills: float = 0.15,
+    listening: float = 0.1,
+    varied: float = 0.6,
+    classes: float = 0.4,
 ) -> SmolMixture:
     """The dataset that the recipe names; arguments as in `SmolMixture`."""
-    return SmolMixture(size, seed, stills, listening, varied)
+    return SmolMixture(size, seed, stills, listening, varied, classes)
