@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from data_recipes.synth.shapes_questions import NUMBERS, PHRASINGS, article, plural
+from data_recipes.synth.shapes_phrasings import NUMBERS, PHRASINGS
+from data_recipes.synth.shapes_questions import article, plural
 from data_recipes.synth.shapes_render import COLOURS, SHAPES
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_recipes.synth.shapes import HELD_OUT, LEVELS, Turn
-from data_recipes.synth.shapes_questions import PHRASINGS
+from data_recipes.synth.shapes_phrasings import PHRASINGS
 from eval.report import Row
 from eval.shapes import evaluate, questions
 from vlm.media import probe

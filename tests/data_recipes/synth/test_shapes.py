@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, mixture, needle_frame, scene_for
-from data_recipes.synth.shapes_questions import PHRASINGS
+from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_render import COLOURS, DIGITS
 from data_recipes.synth.shapes_scene import Scene
 from vlm.errors import ConfigError
