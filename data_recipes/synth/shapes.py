@@ -87,7 +87,9 @@ class ShapesDataset:
         step = level(self.level)
         scene, frames = self._scene(rng, step)
         sound = step.beeps > 0
-        turns = Asker(scene, rng, split=self.split, still=step.still, sound=sound).turns(self.turns, self.kinds)
+        times = scene.sample_times(frames) if self.split == "train" else None
+        asker = Asker(scene, rng, split=self.split, still=step.still, sound=sound, times=times)
+        turns = asker.turns(self.turns, self.kinds)
         media: list[dict[str, Any]] = []
         if step.still:
             media.append({"type": "image", "image": scene.render(0.0, self.image_size)})

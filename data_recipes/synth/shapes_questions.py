@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -77,11 +77,31 @@ class Asker:
         split: "train" or "heldout" (its own phrasings, all colour-shape pairs).
         still: The scene is shown as one picture.
         sound: It can be heard, if only as silence.
+        times: Seconds of the sampled frames. Answers then give times as these frames show them, halfway between two frames, which is
+            what can be learnt from them; the true times by default.
     """
 
-    def __init__(self, scene: Scene, rng: np.random.Generator, *, split: str, still: bool, sound: bool = False) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        rng: np.random.Generator,
+        *,
+        split: str,
+        still: bool,
+        sound: bool = False,
+        times: np.ndarray | None = None,
+    ) -> None:
         self.scene, self.rng, self.split, self.still, self.sound = scene, rng, split, still, sound
-        self.seen = scene.appearances()
+        self.frames = None if still else times
+        self.seen = [replace(a, span=self._as_seen(a.span)) for a in scene.appearances()]
+
+    def _as_seen(self, span: Span) -> Span:
+        """Edges halfway between the frames that show it and their neighbours; a span between two frames stays as it is."""
+        if (times := self.frames) is None:
+            return span
+        edges = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [self.scene.duration]])
+        shown = np.flatnonzero((times >= span.start - 1e-6) & (times < span.end - 1e-6))
+        return Span(float(edges[shown[0]]), float(edges[shown[-1] + 1])) if len(shown) else span
 
     def turns(self, most: int, kinds: tuple[str, ...] | None = None) -> list[Turn]:
         """Up to ``most`` different questions in random order; ``kinds`` restricts them."""
@@ -187,7 +207,8 @@ class Asker:
         for thing in self.scene.digits:
             turns += [self._turn_of("digit", thing.shape, items=(thing.shape,), choices=10)]
             if not self.still:
-                turns.append(self._turn_of("digit_when", span_words(thing.visible), spans=(thing.visible,)))
+                span = self._as_seen(thing.visible)
+                turns.append(self._turn_of("digit_when", span_words(span), spans=(span,)))
         if self.rng.random() < 0.3:
             turns.append(self._turn_of("digit_presence", "yes" if self.scene.digits else "no", choices=2))
         return turns

@@ -62,6 +62,17 @@ def test_answers_about_a_clip(scene: Scene) -> None:
     assert "collide" not in found and "beep_when" not in found
 
 
+def test_times_as_the_frames_show_them(scene: Scene) -> None:
+    times = np.array([1.0, 3.0, 5.0, 7.0, 9.0])
+    asker = Asker(scene, np.random.default_rng(0), split="train", still=False, times=times)
+    spans = {a.noun: (a.span.start, a.span.end) for a in asker.seen}
+    assert spans == {"red circle": (2.0, 8.0), "orange square": (0.0, 4.0), "blue square": (4.0, 10.0)}
+    digit = next(t for t in asker.every() if t.kind == "digit_when")
+    assert digit.spans == (Span(2.0, 3.0),)  # no frame shows it, so this is the truth
+    told = {a.noun: scene.appearances()[i].span for i, a in enumerate(scene.appearances())}
+    assert told["red circle"] == Span(3.0, 7.5)
+
+
 def test_answers_about_a_picture() -> None:
     things = (thing("star", "pink", 0.0, 1.0, 0.2, 0.2), thing("star", "white", 0.0, 1.0, 0.5, 0.8))
     found = answers(Scene(1.0, 1.0, 64, GREY, things), still=True)
