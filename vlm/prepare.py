@@ -12,6 +12,7 @@ from vlm.encoders.audio import log_mel
 from vlm.errors import ConfigError
 from vlm.media import Audio, Video, load_audio, load_image, load_video
 from vlm.time.shots import find_shots
+from vlm.time.span import frame_edges
 
 DEFAULT_FRAMES = 64
 STATES_PER_SECOND = 50  # of the Whisper encoder
@@ -62,12 +63,6 @@ def normalise(frames: np.ndarray, pixels: dict[str, Any]) -> torch.Tensor:
     mean = torch.tensor(list(pixels["image_mean"])).view(1, 3, 1, 1)
     std = torch.tensor(list(pixels["image_std"])).view(1, 3, 1, 1)
     return (x / 255.0 - mean) / std
-
-
-def frame_edges(timestamps: np.ndarray, duration: float) -> np.ndarray:
-    """Edges ``[T+1]`` in seconds: halfway between neighbouring timestamps, 0 and ``duration`` at the ends."""
-    middle = (timestamps[1:] + timestamps[:-1]) / 2
-    return np.concatenate([[0.0], np.clip(middle, 0.0, duration), [duration]])
 
 
 def prepare_video(

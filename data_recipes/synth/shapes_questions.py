@@ -17,6 +17,7 @@ from data_recipes.synth.shapes_render import COLOURS, SHAPES
 from data_recipes.synth.shapes_scene import Appearance, Scene, Thing
 from data_recipes.synth.shapes_world import pairs
 from vlm.time import Span
+from vlm.time.span import frame_edges
 
 _MOVES = {
     "still": "it stays still",
@@ -99,7 +100,7 @@ class Asker:
         """Edges halfway between the frames that show it and their neighbours; a span between two frames stays as it is."""
         if (times := self.frames) is None:
             return span
-        edges = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [self.scene.duration]])
+        edges = frame_edges(times, self.scene.duration)
         shown = np.flatnonzero((times >= span.start - 1e-6) & (times < span.end - 1e-6))
         return Span(float(edges[shown[0]]), float(edges[shown[-1] + 1])) if len(shown) else span
 

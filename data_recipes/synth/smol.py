@@ -32,6 +32,7 @@ from data_recipes.synth.speech import any_sentence, clip_seconds
 from data_recipes.synth.variations import SINGLE, Variations
 from vlm.errors import ConfigError
 from vlm.time.shots import split_long
+from vlm.time.span import frame_edges
 
 MEDIA = ("features", "frames", "file")
 _FPS = 10.0  # of written clips; all cuts fall on frames
@@ -324,9 +325,9 @@ def _frames_per_shot(clip: Clip, times: np.ndarray) -> list[int]:
 
 def _visible_edges(counts: list[int], times: np.ndarray, duration: float) -> list[tuple[float, float]]:
     """(start, end) of each shot as sampled frames show it: halfway between its frames and its neighbours'."""
-    middles = np.concatenate([[0.0], (times[1:] + times[:-1]) / 2, [duration]])
+    edges = frame_edges(times, duration)
     last = np.cumsum(counts)
-    return [(float(middles[b - c]), float(middles[b])) for b, c in zip(last, counts, strict=True)]
+    return [(float(edges[b - c]), float(edges[b])) for b, c in zip(last, counts, strict=True)]
 
 
 def _feature_part(

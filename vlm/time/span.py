@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from vlm.errors import ConfigError
 
 
@@ -50,3 +52,9 @@ class Span:
         overlap = max(0.0, min(self.end, other.end) - max(self.start, other.start))
         union = self.length + other.length - overlap
         return overlap / union if union > 0 else 0.0
+
+
+def frame_edges(timestamps: np.ndarray, duration: float) -> np.ndarray:
+    """Edges ``[T+1]`` in seconds: halfway between neighbouring timestamps, 0 and ``duration`` at the ends."""
+    middle = (timestamps[1:] + timestamps[:-1]) / 2
+    return np.concatenate([[0.0], np.clip(middle, 0.0, duration), [duration]])
