@@ -7,6 +7,7 @@ In assistant text a time is written as ``{t:12.34}`` (seconds); the processor tu
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,3 +57,16 @@ def user(*parts: dict[str, Any] | str) -> Message:
 def assistant(text: str) -> Message:
     """Assistant message with one text part."""
     return {"role": "assistant", "content": [text_part(text)]}
+
+
+def conversation(media: Sequence[dict[str, Any]], turns: Iterable[tuple[str, str]]) -> list[Message]:
+    """Questions and answers in turn, the media before the first question."""
+    messages: list[Message] = []
+    for question, answer in turns:
+        messages += [user(*(() if messages else media), question), assistant(answer)]
+    return messages
+
+
+def mark(seconds: float) -> str:
+    """The neutral mark of a time: ``{t:3.00}``."""
+    return f"{{t:{seconds:.2f}}}"

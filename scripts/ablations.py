@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_OTHER_CONNECTOR = "{mm_projector: 1e-3, '*.token_rows': 1e-3, '*.lora_*': 1e-3}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ ABLATIONS = {
             "mlp2x_gelu": (
                 "model.args={connector: {type: mlp2x_gelu}}",
                 "stages.align.trainable={mm_projector: 1e-3, '*.token_rows': 1e-3}",
-                f"stages.sft.trainable={_OTHER_CONNECTOR}",
+                "stages.sft.trainable={mm_projector: 1e-3, '*.token_rows': 1e-3, '*.lora_*': 1e-3}",
             ),
         },
         SMOL_KINDS,
@@ -72,13 +71,13 @@ ABLATIONS = {
 }
 
 
-def scores(ablation: Ablation, overrides: Iterable[str], runs: Path, count: int) -> list[dict[str, Any]]:
+def scores(ablation: Ablation, name: str, overrides: Iterable[str], runs: Path, count: int) -> list[dict[str, Any]]:
     """Train one variant, or go on with it, and score it: rows of the results file."""
+    from eval.report import row
     from eval.teacher import teacher_forced
     from train.build import build_model
     from train.run import run
     from train.stages import load_recipe
-    from train.state import seed_everything
     from vlm.plugins.parts import load_parts
 
     stage, steps = ablation.stage
@@ -87,16 +86,19 @@ def scores(ablation: Ablation, overrides: Iterable[str], runs: Path, count: int)
     recipe = load_recipe(ablation.recipe, [f"out={out}", *settings])
     if run(recipe):
         sys.exit("stopped; the same command goes on")
-    seed_everything(recipe.seed)
     model, processor = build_model(recipe)
     trained, _ = load_parts(model, out / "final")
     found = teacher_forced(trained, processor, held_out(ablation.recipe, count))  # type: ignore[arg-type]
-    rows: list[dict[str, Any]] = []
-    for kind in ablation.kinds:
-        score = found[kind]
-        about = {"answers": score.answers, "nats per answer": round(score.nats / score.answers, 2)}
-        rows.append({"name": kind, "value": round(100 * score.share, 1), "unit": "%", "target": None, "setting": about})
-    return rows
+    return [
+        row(
+            f"{kind}, {name}",
+            round(100 * found[kind].share, 1),
+            "%",
+            answers=found[kind].answers,
+            nats_per_answer=round(found[kind].nats / found[kind].answers, 2),
+        )
+        for kind in ablation.kinds
+    ]
 
 
 def held_out(recipe: str, count: int) -> Iterable[Any]:
@@ -124,15 +126,14 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from eval.report import write_results
 
-    ablation, rows = ABLATIONS[options.ablation], []
-    for name, overrides in ablation.variants.items():
-        found = scores(ablation, [*options.overrides, *overrides], options.runs, options.count)
-        rows += [{**row, "name": f"{row['name']}, {name}"} for row in found]
+    ablation, given, rows = ABLATIONS[options.ablation], options.overrides, []
+    for name, changes in ablation.variants.items():
+        rows += scores(ablation, name, [*given, *changes], options.runs, options.count)
     stage, steps = ablation.stage
     write_results(
         f"ablation-{options.ablation}",
         rows,
-        command=f"python scripts/ablations.py {options.ablation} --count {options.count}",
+        command=" ".join(["python scripts/ablations.py", options.ablation, *given, "--count", str(options.count)]),
         seed=0,
         setting=f"recipe {ablation.recipe} up to {steps} steps of {stage}, teacher forced",
         out_dir=options.out,

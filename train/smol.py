@@ -23,10 +23,8 @@ from vlm.presets import preset_folder
 from vlm.presets.smol import TRAINED_FILE, base, name_embeddings, time_token_ids
 from vlm.processor import VLMProcessor
 
-_ON_CLASS, _BIAS = (
-    14.0,
-    1.0,
-)  # what a stamp's logit gains on its own picture, and what it is on the mean of all pictures
+_ON_CLASS = 14.0  # what the logit of a stamp gains on its own picture
+_BIAS = 1.0  # what it is on the mean of all pictures
 
 
 def model(

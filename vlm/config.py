@@ -17,6 +17,7 @@ from vlm.errors import ConfigError
 
 VISION_BACKENDS = ("transformers", "timm", "open_clip")
 AUDIO_MODES = ("features", "transcript")
+TIME_LAYOUT = ("codec", "interleave", "tag")  # keys of `VLMConfig.time` that are no options of the codec
 
 
 @strict
@@ -137,8 +138,6 @@ class VLMConfig(PreTrainedConfig):
         if self.pooling.get("before_connector") and self.pooling.get("mode") != "segments":
             raise ConfigError("pooling.before_connector is only defined for pooling.mode='segments'")
 
-
-TIME_LAYOUT = ("codec", "interleave", "tag")  # keys of `VLMConfig.time` that are no options of the codec
 
 AutoConfig.register("vlm_vision", VisionConfig)
 AutoConfig.register("vlm_audio", AudioConfig)

@@ -11,8 +11,8 @@ import torch
 from vlm.encoders.audio import log_mel
 from vlm.errors import ConfigError
 from vlm.media import Audio, Video, load_audio, load_image, load_video
+from vlm.time import frame_edges
 from vlm.time.shots import find_shots
-from vlm.time.span import frame_edges
 
 DEFAULT_FRAMES = 64
 STATES_PER_SECOND = 50  # of the Whisper encoder

@@ -248,11 +248,11 @@ class VLMProcessor(ProcessorMixin):
                 "this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead"
             )
         medium = prepare_audio(part, self.ears)
-        group = max(1, round(STATES_PER_SECOND / int(self.ears["stride"]) * max(1.0, medium.duration / _AUDIO_TIMES)))
+        per_second = STATES_PER_SECOND / int(self.ears["stride"])
+        group = max(1, round(per_second * max(1.0, medium.duration / _AUDIO_TIMES)))
         for first in range(0, medium.num_frames, group):
             count = min(group, medium.num_frames - first)
-            at = first * int(self.ears["stride"]) / STATES_PER_SECOND
-            medium.ids += self._time_ids(at, medium.duration) + [self.token_id("<audio>")] * count
+            medium.ids += self._time_ids(first / per_second, medium.duration) + [self.token_id("<audio>")] * count
         medium.ids += self._time_ids(medium.duration, medium.duration)
         return medium
 

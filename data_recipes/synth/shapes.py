@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Message, Sample, assistant, rng_for, user
+from data_recipes.sample import Sample, conversation, rng_for
 from data_recipes.synth.shapes_questions import Asker, Turn
 from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES, draw, draw_background, random_background
 from data_recipes.synth.shapes_scene import SOUND_RATE, Scene
@@ -100,7 +100,11 @@ class ShapesDataset:
                 media.append({"type": "audio", "audio": video.audio})
         name = self.level if isinstance(self.level, str) else "custom"
         meta = {"turns": turns, "scene": scene, "duration": scene.duration, "frames": frames, "level": name}
-        return Sample(f"shapes-{name}-{self.split}-{self.seed}-{index}", _messages(media, turns), meta)
+        return Sample(
+            f"shapes-{name}-{self.split}-{self.seed}-{index}",
+            conversation(media, [(t.question, t.answer) for t in turns]),
+            meta,
+        )
 
     def scene(self, index: int) -> Scene:
         """The scene of item ``index``, without drawing anything."""
@@ -222,11 +226,3 @@ def needle_frame(digit: str, size: int = 64, *, seed: int = 0) -> np.ndarray:
     x, y = (float(v) for v in rng.uniform(0.35, 0.65, size=2))
     draw(frame, digit, COLOURS["white"], x, y, float(rng.uniform(0.2, 0.3)), 0.0)
     return frame
-
-
-def _messages(media: list[dict[str, Any]], turns: list[Turn]) -> list[Message]:
-    """User and assistant messages in turn, the media before the first question."""
-    messages: list[Message] = []
-    for number, turn in enumerate(turns):
-        messages += [user(*media, turn.question) if number == 0 else user(turn.question), assistant(turn.answer)]
-    return messages

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from data_recipes.sample import mark
 from data_recipes.synth.shapes_phrasings import NUMBERS, PHRASINGS
 from data_recipes.synth.shapes_render import COLOURS, SHAPES
 from data_recipes.synth.shapes_scene import Appearance, Scene, Thing
 from data_recipes.synth.shapes_world import pairs
-from vlm.time import Span
-from vlm.time.span import frame_edges
+from vlm.time import Span, frame_edges
 
 _MOVES = {
     "still": "it stays still",
@@ -61,12 +61,12 @@ def plural(shape: str) -> str:
 
 def span_words(span: Span) -> str:
     """For example "from {t:3.00} to {t:7.50}"."""
-    return f"from {{t:{span.start:.2f}}} to {{t:{span.end:.2f}}}"
+    return f"from {mark(span.start)} to {mark(span.end)}"
 
 
 def at_words(second: float) -> str:
     """For example "at {t:3.00}"."""
-    return f"at {{t:{second:.2f}}}"
+    return f"at {mark(second)}"
 
 
 class Asker:
@@ -233,13 +233,12 @@ class Asker:
             second = float(self.rng.uniform(0.0, 1.0)) * self.scene.duration
             if all(abs(second - change) > 0.04 * self.scene.duration for change in changes):
                 items = tuple(article(a.noun) for a in self.seen if a.span.start <= second < a.span.end)
-                mark = f"{{t:{second:.2f}}}"
-                return [self._turn_of("at", ", ".join(items) or "nothing", t=mark, items=items)]
+                return [self._turn_of("at", ", ".join(items) or "nothing", t=mark(second), items=items)]
         return []
 
     def _times(self) -> Turn:
         """Start and end of everything, in keywords."""
-        parts = [f"{a.noun} {{t:{a.span.start:.2f}}} {{t:{a.span.end:.2f}}}" for a in self.seen]
+        parts = [f"{a.noun} {mark(a.span.start)} {mark(a.span.end)}" for a in self.seen]
         return self._turn_of("times", ", ".join(parts), spans=tuple(a.span for a in self.seen))
 
     def _describe(self) -> Turn:

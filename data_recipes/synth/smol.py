@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Message, Sample, assistant, rng_for, user
+from data_recipes.sample import Sample, conversation, rng_for
 from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import PLACES, Clip, Item, Shot, Sound
 from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank, rendering
 from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name, imagenet_classes
 from data_recipes.synth.pictures import Name, Picture, stamps
-from data_recipes.synth.smol_questions import Asker, Turn
+from data_recipes.synth.smol_questions import Asker
 from data_recipes.synth.speech import any_sentence, clip_seconds
 from data_recipes.synth.variations import SINGLE, Variations
 from vlm.errors import ConfigError
+from vlm.time import frame_edges
 from vlm.time.shots import split_long
-from vlm.time.span import frame_edges
 
 MEDIA = ("features", "frames", "file")
 _FPS = 10.0  # of written clips; all cuts fall on frames
@@ -107,7 +107,9 @@ class SmolDataset:
             "clip": clip,
             "cuts": [s.start for s in clip.shots[1:]],
         }
-        return Sample(f"smol-{self.split}-{self.seed}-{index}", _messages(media, turns), meta)
+        return Sample(
+            f"smol-{self.split}-{self.seed}-{index}", conversation(media, [(t.question, t.answer) for t in turns]), meta
+        )
 
     def clip(self, index: int) -> Clip:
         """The description of the clip of one conversation."""
@@ -140,7 +142,7 @@ class SmolDataset:
             elif self.medium == "features":
                 source = _bank_source(self._bank, rng)
                 if rng.random() < self.varied:
-                    source = _varied_source(source, Variations(self._maps), rng)
+                    source = _varied_source(source, self._variations, rng)
             else:
                 source = _drawn_source(self.split, rng)
             nouns = {i.name.noun for i in source.shot.items}
@@ -170,6 +172,10 @@ class SmolDataset:
     @cached_property
     def _maps(self) -> PrototypeMaps:
         return PrototypeMaps(self.bank) if self.bank else _trained_maps()
+
+    @cached_property
+    def _variations(self) -> Variations:
+        return Variations(self._maps)
 
     # -- the media ------------------------------------------------------------------------------------------------------
 
@@ -386,10 +392,3 @@ def unrelated_names(shown: list[Name], rng: np.random.Generator, *, trained: boo
     picks = [*rng.integers(stamps_only, size=count), *rng.integers(stamps_only, len(table), size=count)]
     names = [table[int(i)] for i in picks]
     return [n for n in names if not any(related(n.noun, s.noun) for s in shown)]
-
-
-def _messages(media: list[dict[str, Any]], turns: list[Turn]) -> list[Message]:
-    messages: list[Message] = []
-    for i, turn in enumerate(turns):
-        messages += [user(*(media if i == 0 else []), turn.question), assistant(turn.answer)]
-    return messages

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_recipes.sample import mark
 from data_recipes.synth.clips import PLACES, Clip, Item, Shot
 from data_recipes.synth.pictures import Name
 
@@ -228,11 +229,6 @@ def _sentence(text: str) -> str:
 def join_words(parts: Sequence[str]) -> str:
     """``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def mark(seconds: float) -> str:
-    """The neutral mark of a time."""
-    return f"{{t:{seconds:.2f}}}"
 
 
 def _where(items: tuple[Item, ...]) -> str:

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("timm")
 
 import vlm
+from data_recipes.sample import Sample
 from data_recipes.synth.shapes import conversations
 from eval.teacher import runs, teacher_forced
 from vlm.errors import DataError
@@ -32,7 +33,7 @@ def test_scores_agree_with_loss_and_generation() -> None:
         assert sum(s.nats for s in scores.values()) == pytest.approx(loss * tokens, rel=1e-3)
         turn = sample.meta["turns"][0]
         one = sample.messages[:2]
-        first = teacher_forced(nano.model, nano.processor, [type(sample)("one", one, {"turns": [turn]})])
+        first = teacher_forced(nano.model, nano.processor, [Sample("one", one, {"turns": [turn]})])
         written = nano.chat(turn.question, image=one[0]["content"][0]["image"], max_new_tokens=40).text
         assert (written == turn.answer) == bool(first[turn.kind].right)
 
