@@ -1,6 +1,6 @@
 """What a choice is worth: the same recipe trained with and without it, for few steps, scored on held-out conversations.
 
-    python scripts/ablations.py starts        # nano's attention as a look-up, or ordinary weights (about 15 minutes)
+    python scripts/ablations.py starts        # nano as a look-up or with ordinary weights; after python -m train nano_eyes (15 minutes)
     python scripts/ablations.py connectors    # smol's named prototypes, or VILA's MLP (about two hours)
     python scripts/ablations.py variations    # smol with made-up variations of its pictures, or without (about two hours)
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="conversations to score on")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the results file")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     sys.path.insert(0, str(ROOT))
     from eval.report import write_results
 
