@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "vlm.parallel",
         }
     ),
-    frozenset({"vlm.media", "vlm.encoders", "vlm.config", "vlm.errors"}),
+    frozenset({"vlm.media", "vlm.encoders", "vlm.config", "vlm.errors", "vlm.compat"}),
 )
 
 MAX_FILE_LINES = 400

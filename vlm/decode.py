@@ -26,6 +26,8 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from transformers import DynamicCache
 
+from vlm.compat import CACHE_NAME
+
 _FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # the frequencies do not depend on the length read so far
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -219,7 +221,7 @@ class ModuleDecoder:
         return self._forward(cache, input_ids=torch.tensor([[token]], device=self.language_model.device))
 
     def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
-        outputs = self.language_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        outputs = self.language_model(**inputs, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
         return outputs.logits[0, -1].float()
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from vlm.compat import CACHE_NAME, CACHE_NAMES
 from vlm.config import VLMConfig
 from vlm.connectors import build_connector, build_projector
 from vlm.connectors.fuse import locate, scatter, tag
@@ -41,7 +42,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
 
     # What they are depends on the config; each follows a small protocol (see `vlm.encoders`, `vlm.connectors`).
     vision_tower: Any
@@ -179,7 +180,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -192,6 +193,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         segments: list[list[int] | None] | None = None,
         mel: torch.Tensor | None = None,
         audio_lengths: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One pass over a batch.
@@ -199,6 +201,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: ``[B, L]`` with media placeholders in place.
             attention_mask: ``[B, L]``, 0 for padding (either side).
+            cache: Keys and values of what was read before; ``past_key_values`` is its older name.
             labels: ``[B, L]``, -100 where no loss is wanted.
             loss_only: Compute logits only where a label needs them and return ``logits=None``; default: while training.
             num_items_in_batch: Divide the summed loss by this instead of by the number of targets (gradient accumulation).
@@ -238,17 +241,17 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
+            **{CACHE_NAME: past_key_values if cache is None else cache},
             **kwargs,
         )
         loss = None if targets is None else _token_loss(outputs.logits, targets, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=None if loss_only and targets is not None else outputs.logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def _loss_at_targets(

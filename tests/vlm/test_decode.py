@@ -26,6 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from vlm.compat import CACHE_NAME
 from vlm.decode import KVCache, LlamaDecoder, ModuleDecoder, decoder_for, obstacle, supports
 from vlm.generate import DecodeState, Sampling, stop_token_ids, stream_ids
 
@@ -70,7 +71,7 @@ class Wrapper(nn.Module):
 def reference(model: Any, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
     """Logits after each of several ``[1, L, D]`` pieces read one after the other by transformers."""
     cache = DynamicCache(config=model.config)
-    return [model(inputs_embeds=p, past_key_values=cache, use_cache=True).logits[0, -1] for p in pieces]
+    return [model(inputs_embeds=p, **{CACHE_NAME: cache}, use_cache=True).logits[0, -1] for p in pieces]
 
 
 def prompt(model: Any, *lengths: int) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.tiny import random_frames, tiny_assistant, vision_config
 from vlm.chat import Assistant
+from vlm.compat import CACHE_NAME, CACHE_NAMES
 from vlm.errors import AlignmentError, CheckpointError
 from vlm.model import VLMForConditionalGeneration
 from vlm.time.slowfast import make_pooler
@@ -69,6 +70,16 @@ def test_right_padding_gives_the_same_loss_as_single_examples(tiny: Assistant) -
     assert only.logits is None
     torch.testing.assert_close(only.loss, tiny.model(**batch).loss)
     torch.testing.assert_close(tiny.model(**batch, num_items_in_batch=10).loss * 10, sum(single))
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_the_cache_goes_by_its_newer_and_its_older_name(tiny: Assistant, name: str) -> None:
+    ids = torch.arange(5, 17)[None]
+    with torch.inference_mode():
+        whole = tiny.model(input_ids=ids).logits
+        first = tiny.model(input_ids=ids[:, :7], use_cache=True)
+        rest = tiny.model(input_ids=ids[:, 7:], use_cache=True, **{name: first[CACHE_NAME]}).logits
+    assert torch.allclose(torch.cat([first.logits, rest], 1), whole, atol=1e-5)
 
 
 def test_loss_is_finite_without_targets(tiny: Assistant) -> None:
