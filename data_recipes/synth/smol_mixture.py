@@ -90,16 +90,3 @@ def _as_picture(sample: Sample) -> Sample:
         else:
             messages.append(message)
     return Sample(f"{sample.id}-still", messages, sample.meta)
-
-
-def mixture(
-    *,
-    size: int,
-    seed: int = 0,
-    stills: float = 0.15,
-    listening: float = 0.1,
-    varied: float = 0.6,
-    classes: float = 0.4,
-) -> SmolMixture:
-    """The dataset that the recipe names; arguments as in `SmolMixture`."""
-    return SmolMixture(size, seed, stills, listening, varied, classes)

@@ -1,9 +1,9 @@
 """Feature maps of other pictures of the same kind, made up from the pictures there are (ours).
 
 Most kinds of things have one training picture. A connector that only sees renderings of it reads each kind with certainty and is
-lost on the next picture of the kind, whose features share less than half of their direction with the first one's: over the kinds
-with several pictures the cosine of two shifts away from the background is 0.32 / 0.47 / 0.70 (10th, 50th, 90th percentile), between
-kinds it is 0.17 / 0.27 / 0.37. Variations are like that: part of the shift is kept, and the rest leads towards things that look alike.
+lost on the next picture of the kind, whose features share about half of their direction with the first one's, where two kinds share
+a quarter (`scripts/picture_likeness.py` measures it). Variations are like that: part of the shift away from the background is kept,
+and the rest leads towards things that look alike.
 
     u' = c u + (1 - c) e,   c uniform in [0.2, 0.9]
 
