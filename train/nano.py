@@ -77,8 +77,8 @@ def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) ->
         vision_config=vision_config().to_dict(),
         audio_config=audio_config().to_dict(),
         connector={"type": "mlp_downsample"},
-        pooling={"mode": "frame", "out_grid": [grid, grid]},
-        time={"codec": "relative", "interleave": True, "tag": 3.0},
+        pooling={"mode": "changes", "out_grid": [grid, grid]},
+        time={"codec": "relative", "interleave": True, "tag": 1.0},
     )
 
 

@@ -100,7 +100,7 @@ class VLMConfig(PreTrainedConfig):
         vision_config: The vision tower.
         audio_config: The audio encoder, or None for a model without ears.
         connector: ``{"type": ...}`` plus options of `vlm.connectors.build_connector`.
-        pooling: ``{"mode": "frame" | "slowfast" | "tsp" | "mean" | "segments", ...}``, see `vlm.time.slowfast`. The extra key
+        pooling: ``{"mode": "frame" | "changes" | "slowfast" | "tsp" | "mean" | "segments", ...}``, see `vlm.time.slowfast`. The extra key
             ``before_connector`` (segments only) averages features before they are projected.
         time: ``{"codec": "relative" | "seconds" | "digits", "interleave": bool, "tag": float, ...}``; with ``interleave`` the input
             names the time before every group of visual tokens, and with ``tag`` as well each of them carries that many times the

@@ -240,7 +240,9 @@ class VLMProcessor(ProcessorMixin):
         for count in pooler.groups(medium.num_frames, grid, medium.segments):
             ids += self._time_ids(float(medium.spans[first, 0]), medium.duration) + [video] * count
             first += count
-        medium.ids = ids + self._time_ids(medium.duration, medium.duration)
+        if not pooler.closing:
+            ids += self._time_ids(medium.duration, medium.duration)
+        medium.ids = ids
 
     def _prepare_audio(self, part: dict[str, Any]) -> Medium:
         if not self.ears or self.ears["mode"] != "features":

@@ -129,7 +129,8 @@ def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
     pooler = processor.pooler
     shots = [frames // 8] * 8 if mode == "segments" and frames >= 8 else [frames]
     groups = pooler.groups(frames, grid, shots if mode == "segments" else None)
-    tokens = sum(groups) + (len(groups) + 1 if processor.layout["time"].get("interleave") else 0)
+    times = len(groups) + (not pooler.closing) if processor.layout["time"].get("interleave") else 0
+    tokens = sum(groups) + times
     text = model.config.text_config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -173,6 +173,7 @@ def test_attention_implementation_per_tower(tiny: Assistant, tmp_path: Path) -> 
         {"mode": "tsp", "pool_sizes": [[2, 1, 1]]},
         {"mode": "mean"},
         {"mode": "segments"},
+        {"mode": "changes"},
     ],
     ids=lambda p: p["mode"],
 )

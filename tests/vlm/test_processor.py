@@ -12,6 +12,7 @@ from tests.tiny import random_frames, tiny_assistant
 from vlm.chat import Assistant
 from vlm.errors import ConfigError
 from vlm.media import Video, load_video
+from vlm.report import model_facts
 from vlm.time.shots import find_shots, split_long
 
 
@@ -65,6 +66,19 @@ def test_interleaved_times_frame_every_group(tiny: Assistant) -> None:
     assert [p.rstrip("<video>") for p in text[start:].split("<t")[1:-1]] != []
     assert prompt.spans.shape == (16, 2)
     assert prompt.spans[0, 0] == 0 and prompt.spans[-1, 1] == pytest.approx(19.0)
+
+
+def test_with_changes_the_last_token_stands_after_the_end() -> None:
+    assistant = tiny_assistant(
+        pooling={"mode": "changes"}, time={"codec": "relative", "num_tokens": 20, "interleave": True}
+    )
+    prompt = assistant.processor.prompt([{"role": "user", "content": [{"type": "video", "video": video(4, 19.0)}]}])
+    text = assistant.processor.tokenizer.decode(prompt.ids)
+    assert text.count("<t19>") == 1 and text.count("<t19><video>") == 1
+    assert text[text.index("<t19>") :].count("<video>") == 1
+    assert len(prompt.spans) == text.count("<video>") == 4 * 5 + 1
+    facts = model_facts(assistant, frames=4)
+    assert facts["tokens for 4 frames"] == len(prompt.spans) + text.count("<t")
 
 
 def test_every_visual_token_knows_its_seconds(tiny: Assistant) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from vlm.errors import AlignmentError
 
@@ -37,7 +38,7 @@ def scatter(
 
 
 def tag(embeds_BLD: torch.Tensor, media_BL: torch.Tensor, weight: float) -> torch.Tensor:
-    """Media tokens plus ``weight`` times the embedding of the last other token before them (ours).
+    """Media tokens plus the embedding of the last other token before them, ``weight`` times as long as the media token (ours).
 
     With interleaved times that token says when; tagged, every media token carries its own time, and finding when something is shown takes
     one step of attention instead of two. Positions before any other token stay as they are.
@@ -45,4 +46,6 @@ def tag(embeds_BLD: torch.Tensor, media_BL: torch.Tensor, weight: float) -> torc
     positions = torch.arange(media_BL.shape[1], device=media_BL.device).expand_as(media_BL)
     before_BL = positions.masked_fill(media_BL, -1).cummax(dim=1).values
     found = torch.gather(embeds_BLD, 1, before_BL.clamp_min(0)[..., None].expand_as(embeds_BLD))
-    return embeds_BLD + weight * (media_BL & (before_BL >= 0))[..., None] * found
+    length = embeds_BLD.detach().norm(dim=-1, keepdim=True)  # media tokens may be far longer than those of text
+    times = nn.functional.normalize(found, dim=-1) * length
+    return embeds_BLD + weight * (media_BL & (before_BL >= 0))[..., None] * times

@@ -1,7 +1,7 @@
 """Poolers: connector output of T frames -> the N visual tokens the language model reads, each with its [start, end].
 
-Pooling is a mean over rectangles of the (frame, row, column) box, so it commutes with an affine projector: it may run
-before or after. Where a box does not divide evenly the last rectangle is smaller and its mean is over what is really
+Pooling is a mean over rectangles of the (frame, row, column) box (all modes but `changes`), so it commutes with an affine projector:
+it may run before or after. Where a box does not divide evenly the last rectangle is smaller and its mean is over what is really
 there: nothing is padded.
 
 Shapes: T frames, P = rows x columns grid positions, D width, N tokens out. Tokens are in (frame, row, column) order.
@@ -23,7 +23,13 @@ Grid = tuple[int, int]
 
 
 class Pooler(ABC):
-    """Turns frames into tokens. ``segments`` (frames per segment, summing to T) matters to mode ``segments`` only."""
+    """Turns frames into tokens. ``segments`` (frames per segment, summing to T) matters to mode ``segments`` only.
+
+    Attributes:
+        closing: The last group stands after the last frame: it begins when the video ends.
+    """
+
+    closing = False
 
     @abstractmethod
     def _blocks(self, num_frames: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int, int]]:
@@ -94,6 +100,28 @@ class FramePooler(Pooler):
             pooled = torch.nn.functional.adaptive_avg_pool2d(x_TRCD.permute(0, 3, 1, 2), self._cells(grid))
             x_TRCD = pooled.permute(0, 2, 3, 1)
         return x_TRCD.flatten(0, 2)
+
+
+class ChangePooler(FramePooler):
+    """As `FramePooler`, and before each frame a token of what is new in it and, negated, of what is gone (ours).
+
+    The token is the mean of the frame less that of the frame before, times √P so that it is as long as other tokens. Nothing comes
+    before the first frame; after the last one a token says that everything is gone. When something appears is then a matter of finding
+    one token, instead of the first of many.
+    """
+
+    closing = True
+
+    def _blocks(self, num_frames: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int, int]]:
+        frames = super()._blocks(num_frames, grid, segments)
+        return [(first, last, count + 1) for first, last, count in frames] + [(num_frames, num_frames, 1)]
+
+    def _pool(self, x_TRCD: Tensor, segments: list[int] | None) -> Tensor:
+        frames_TPD = super()._pool(x_TRCD, segments).unflatten(0, (len(x_TRCD), -1))
+        empty_1D = x_TRCD.new_zeros(1, x_TRCD.shape[-1])
+        change_TD = torch.cat([empty_1D, frames_TPD.mean(1), empty_1D]).diff(dim=0) * frames_TPD.shape[1] ** 0.5
+        tokens_TPD = torch.cat([change_TD[:-1, None], frames_TPD], 1)
+        return torch.cat([tokens_TPD.flatten(0, 1), change_TD[-1:]])
 
 
 class SlowFastPooler(Pooler):
@@ -200,6 +228,7 @@ class SegmentPooler(Pooler):
 
 POOLERS: dict[str, type[Pooler]] = {
     "frame": FramePooler,
+    "changes": ChangePooler,
     "slowfast": SlowFastPooler,
     "tsp": TSPPooler,
     "mean": MeanPooler,
@@ -211,7 +240,7 @@ def make_pooler(mode: str, **options: Any) -> Pooler:
     """A pooler by name.
 
     Args:
-        mode: ``frame`` (option ``out_grid``), ``slowfast`` (``pool_size``), ``tsp`` (``pool_sizes``, ``strict``),
+        mode: ``frame`` or ``changes`` (option ``out_grid``), ``slowfast`` (``pool_size``), ``tsp`` (``pool_sizes``, ``strict``),
             ``mean`` (``over``) or ``segments``.
         options: Keyword arguments of the pooler.
 

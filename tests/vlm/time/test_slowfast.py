@@ -25,7 +25,9 @@ MODES: list[tuple[str, dict[str, Any]]] = [
     ("mean", {"over": "all"}),
     ("segments", {}),
 ]
-modes = pytest.mark.parametrize(("mode", "options"), MODES, ids=lambda v: str(v))
+CHANGES: list[tuple[str, dict[str, Any]]] = [("changes", {}), ("changes", {"out_grid": [2, 3]})]
+modes = pytest.mark.parametrize(("mode", "options"), MODES, ids=str)  # tokens are means
+all_modes = pytest.mark.parametrize(("mode", "options"), [*MODES, *CHANGES], ids=str)
 
 
 def features(num_frames: int, grid: tuple[int, int], width: int = 5, seed: int = 0) -> torch.Tensor:
@@ -106,7 +108,21 @@ def test_frame_mode_keeps_everything_or_shrinks_each_frame() -> None:
     assert make_pooler("frame", out_grid=(8, 8)).count(3, (4, 6)) == 3 * 24
 
 
-@modes
+def test_changes_say_what_is_new_and_what_is_gone() -> None:
+    """Something that shows in frames 2 and 3, in different places, is in two change tokens only: there and gone."""
+    pooler, x = make_pooler("changes"), torch.zeros(6, 4, 1)
+    x[2, 0] = x[3, 3] = 8.0
+    tokens = pooler(x, (2, 2))
+    groups = tokens[:, 0].split(pooler.groups(6, (2, 2)))
+    assert [len(g) for g in groups] == [5] * 6 + [1]
+    assert [float(g[0]) for g in groups] == [0.0, 0.0, 4.0, 0.0, -4.0, 0.0, 0.0]
+    assert torch.equal(torch.stack([g[1:] for g in groups[:-1]]), x[..., 0])
+    x[5] = 1.0
+    assert pooler(x, (2, 2))[-1] == -2.0
+    assert pooler.spans(np.arange(7.0), (2, 2))[-1].tolist() == [6.0, 6.0]
+
+
+@all_modes
 @given(num_frames=st.integers(1, 20), rows=st.integers(1, 6), columns=st.integers(1, 6))
 @settings(max_examples=25, deadline=None)
 def test_counts_groups_tokens_and_spans_agree(
@@ -156,7 +172,7 @@ def test_constant_features_stay_constant(mode: str, options: dict[str, Any]) -> 
     assert torch.allclose(tokens, torch.full_like(tokens, 3.0))
 
 
-@modes
+@all_modes
 def test_gradients_reach_every_frame(mode: str, options: dict[str, Any]) -> None:
     x = features(9, (4, 4)).requires_grad_()
     make_pooler(mode, **options)(x, (4, 4), cut(9)).square().sum().backward()
@@ -188,7 +204,7 @@ def test_edges_must_not_decrease() -> None:
 @pytest.mark.parametrize(
     ("mode", "options", "words"),
     [
-        ("cubist", {}, "frame, slowfast"),
+        ("cubist", {}, "frame, changes, slowfast"),
         ("mean", {"axis": 1}, "axis"),
         ("mean", {"over": "colour"}, "colour"),
         ("slowfast", {"pool_size": 0}, "pool_size=0"),
