@@ -1,11 +1,13 @@
 """What a choice is worth: the same recipe trained with and without it, for few steps, scored on held-out conversations.
 
     python scripts/ablations.py starts        # nano as a look-up or with ordinary weights; after python -m train nano_eyes (15 minutes)
+    python scripts/ablations.py changes       # nano with and without tokens of what is new and gone; likewise (40 minutes)
     python scripts/ablations.py connectors    # smol's named prototypes, or VILA's MLP (about two hours)
     python scripts/ablations.py variations    # smol with made-up variations of its pictures, or without (about two hours)
 
 Runs are resumable; those with the same settings are shared between ablations. Scores are teacher forced (`eval.teacher`): smol's on
-unseen pictures of kinds that training shows, nano's on scenes, colour-shape pairs and phrasings that it does not.
+unseen pictures of kinds that training shows, nano's on scenes, colour-shape pairs and phrasings that it does not (times: on scenes only,
+because the answers of training are those that the frames show).
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ class Ablation:
         stage: The last stage that is trained, with its number of steps.
         variants: Overrides by name; the first is the recipe as it ships.
         kinds: Questions to score.
+        data: Arguments of the conversations to score on.
     """
 
     recipe: str
     stage: tuple[str, int]
     variants: dict[str, tuple[str, ...]]
     kinds: tuple[str, ...]
+    data: dict[str, Any]
 
 
 SMOL_KINDS = ("presence", "when", "at", "count", "list")
@@ -45,6 +49,14 @@ ABLATIONS = {
         ("pictures", 200),
         {"look-up": (), "ordinary weights": ("model.args.alike=false",)},
         ("colour", "shape", "count", "presence"),
+        {"split": "heldout", "level": "stills"},
+    ),
+    "changes": Ablation(
+        "nano",
+        ("short", 200),
+        {"what changes": (), "frames only": ("model.args.pooling=frame",)},
+        ("when", "end", "times", "at"),
+        {"split": "train", "level": "short"},
     ),
     "connectors": Ablation(
         "smol",
@@ -58,6 +70,7 @@ ABLATIONS = {
             ),
         },
         SMOL_KINDS,
+        {"split": "picture"},
     ),
     "variations": Ablation(
         "smol",
@@ -67,6 +80,7 @@ ABLATIONS = {
             "without": ("stages.align.data.args.varied=0.0", "stages.sft.data.args.varied=0.0"),
         },
         SMOL_KINDS,
+        {"split": "picture"},
     ),
 }
 
@@ -88,7 +102,7 @@ def scores(ablation: Ablation, name: str, overrides: Iterable[str], runs: Path, 
         sys.exit("stopped; the same command goes on")
     model, processor = build_model(recipe)
     trained, _ = load_parts(model, out / "final")
-    found = teacher_forced(trained, processor, held_out(ablation.recipe, count))  # type: ignore[arg-type]
+    found = teacher_forced(trained, processor, held_out(ablation, count))  # type: ignore[arg-type]
     return [
         row(
             f"{kind}, {name}",
@@ -101,16 +115,16 @@ def scores(ablation: Ablation, name: str, overrides: Iterable[str], runs: Path, 
     ]
 
 
-def held_out(recipe: str, count: int) -> Iterable[Any]:
-    """Conversations to score on."""
-    if recipe == "smol":
+def held_out(ablation: Ablation, count: int) -> Iterable[Any]:
+    """Conversations that no recipe trains on."""
+    if ablation.recipe == "smol":
         from data_recipes.synth.smol import conversations
 
-        data: Any = conversations("picture", size=count, seed=1)
+        data: Any = conversations(size=count, seed=1, **ablation.data)
     else:
         from data_recipes.synth.shapes import conversations as drawn
 
-        data = drawn("heldout", size=count, seed=1, level="stills")
+        data = drawn(size=count, seed=1, **ablation.data)
     return (data[i] for i in range(count))
 
 
@@ -125,10 +139,14 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     sys.path.insert(0, str(ROOT))
     from eval.report import write_results
+    from vlm.errors import VLMError
 
     ablation, given, rows = ABLATIONS[options.ablation], options.overrides, []
-    for name, changes in ablation.variants.items():
-        rows += scores(ablation, name, [*given, *changes], options.runs, options.count)
+    try:
+        for name, changes in ablation.variants.items():
+            rows += scores(ablation, name, [*given, *changes], options.runs, options.count)
+    except VLMError as error:
+        sys.exit(str(error))
     stage, steps = ablation.stage
     write_results(
         f"ablation-{options.ablation}",

@@ -59,7 +59,7 @@ def audio_config() -> AudioConfig:
     return AudioConfig(mode="features", tower=tower, stride=25, window=10.0)
 
 
-def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) -> VLMConfig:
+def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4, pooling: str = "changes") -> VLMConfig:
     """Everything about nano; `vocabulary` counts the tokenizer's entries, a frame becomes ``grid * grid`` tokens (4 is no pooling)."""
     return VLMConfig(
         text_config={
@@ -77,13 +77,13 @@ def config(vocabulary: int, width: int = 160, layers: int = 5, grid: int = 4) ->
         vision_config=vision_config().to_dict(),
         audio_config=audio_config().to_dict(),
         connector={"type": "mlp_downsample"},
-        pooling={"mode": "changes", "out_grid": [grid, grid]},
+        pooling={"mode": pooling, "out_grid": [grid, grid]},
         time={"codec": "relative", "interleave": True, "tag": 1.0},
     )
 
 
 def model(
-    seed: int = 0, eyes: str | None = None, grid: int = 4, alike: bool = True
+    seed: int = 0, eyes: str | None = None, grid: int = 4, alike: bool = True, pooling: str = "changes"
 ) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A fresh nano with its processor.
 
@@ -92,6 +92,7 @@ def model(
         eyes: The folder ``final`` of a `nano_eyes` run, to start from its vision tower.
         grid: A frame becomes ``grid * grid`` tokens.
         alike: Start as a look-up (`attend_to_alike`) instead of with ordinary weights.
+        pooling: Mode of `vlm.time.slowfast`, ``changes`` or ``frame``.
 
     Raises:
         CheckpointError: ``eyes`` holds no vision tower of this shape.
@@ -99,7 +100,7 @@ def model(
     torch.manual_seed(seed)
     tokenizer = build_nano_tokenizer()
     probe = VLMProcessor.for_config(config(2048), tokenizer, (4, 4))
-    nano_config = config(len(probe.tokenizer), grid=grid)
+    nano_config = config(len(probe.tokenizer), grid=grid, pooling=pooling)
     nano_config.text_config.pad_token_id = tokenizer.pad_token_id
     nano_config.text_config.eos_token_id = tokenizer.eos_token_id
     nano_config.text_config.bos_token_id = None
