@@ -80,6 +80,9 @@ class Asker:
         sound: It can be heard, if only as silence.
         times: Seconds of the sampled frames. Answers then give times as these frames show them, halfway between two frames, which is
             what can be learnt from them; the true times by default.
+
+    Attributes:
+        seen: What shows, in the order of lists: by start; what starts together by colour and shape, so that an answer can be foretold.
     """
 
     def __init__(
@@ -94,7 +97,8 @@ class Asker:
     ) -> None:
         self.scene, self.rng, self.split, self.still, self.sound = scene, rng, split, still, sound
         self.frames = None if still else times
-        self.seen = [replace(a, span=self._as_seen(a.span)) for a in scene.appearances()]
+        seen = [replace(a, span=self._as_seen(a.span)) for a in scene.appearances()]
+        self.seen = sorted(seen, key=lambda a: (a.span.start, tuple(COLOURS).index(a.colour), SHAPES.index(a.shape)))
 
     def _as_seen(self, span: Span) -> Span:
         """Edges halfway between the frames that show it and their neighbours; a span between two frames stays as it is."""

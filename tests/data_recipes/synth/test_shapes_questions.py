@@ -73,6 +73,18 @@ def test_times_as_the_frames_show_them(scene: Scene) -> None:
     assert told["red circle"] == Span(3.0, 7.5)
 
 
+def test_lists_do_not_depend_on_what_nobody_can_see() -> None:
+    """What starts together is named in one order, whatever the scene's; between two frames nothing comes first."""
+    things = (thing("star", "pink", 2.0, 9.0, 0.2, 0.2), thing("cross", "red", 2.4, 9.0, 0.5, 0.8))
+    times = np.array([1.0, 3.0, 5.0, 7.0, 9.0])
+    for order in (things, things[::-1]):
+        scene = Scene(10.0, 10.0, 64, GREY, order)
+        asker = Asker(scene, np.random.default_rng(0), split="train", still=False, times=times)
+        assert [a.noun for a in asker.seen] == ["red cross", "pink star"]
+        true_times = Asker(scene, np.random.default_rng(0), split="heldout", still=False)
+        assert [a.noun for a in true_times.seen] == ["pink star", "red cross"]
+
+
 def test_answers_about_a_picture() -> None:
     things = (thing("star", "pink", 0.0, 1.0, 0.2, 0.2), thing("star", "white", 0.0, 1.0, 0.5, 0.8))
     found = answers(Scene(1.0, 1.0, 64, GREY, things), still=True)
