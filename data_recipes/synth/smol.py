@@ -96,7 +96,9 @@ class SmolDataset:
         segments = _frames_per_shot(clip, times)
         edges = _visible_edges(segments, times, clip.duration)
         heldout = self.split != "train"
-        names = unrelated_names([i.name for s in clip.shots for i in s.items], rng, trained=not heldout)
+        shown = [i.name for s in clip.shots for i in s.items]
+        classes = self.classes if self.medium == "features" else 0.0
+        names = unrelated_names(shown, rng, trained=not heldout, classes=classes)
         asker = Asker(clip, names, edges if self.medium == "features" else None, heldout)
         count = int(rng.integers(self.turns[0], self.turns[1] + 1))
         turns = asker.turns(rng, count=count, kinds=self.kinds)
@@ -380,15 +382,15 @@ def related(a: str, b: str) -> bool:
 
 @cache
 def vocabulary(trained: bool) -> tuple[Name, ...]:
-    """Every name that can be asked about: those of the training pictures and classes, or of all pictures."""
-    named = [p.name for p in stamps() if not trained or p.split == "train"]
-    return tuple(dict.fromkeys([*named, *(c.name for c in imagenet_classes())]))
+    """Names of the training pictures, or of all pictures."""
+    return tuple(dict.fromkeys(p.name for p in stamps() if not trained or p.split == "train"))
 
 
-def unrelated_names(shown: list[Name], rng: np.random.Generator, *, trained: bool, count: int = 12) -> list[Name]:
-    """Names of things that are not shown, half of them of stamps and half of ImageNet classes."""
-    table = vocabulary(trained)
-    stamps_only = len(table) - sum(1 for _ in imagenet_classes())
-    picks = [*rng.integers(stamps_only, size=count), *rng.integers(stamps_only, len(table), size=count)]
-    names = [table[int(i)] for i in picks]
+def unrelated_names(
+    shown: list[Name], rng: np.random.Generator, *, trained: bool, classes: float, count: int = 24
+) -> list[Name]:
+    """Names of things that are not shown; of ImageNet classes as often as clips show them, or a name alone would tell."""
+    pictures, imagenet = vocabulary(trained), [c.name for c in imagenet_classes()]
+    tables = [imagenet if rng.random() < classes else pictures for _ in range(count)]
+    names = [table[int(rng.integers(len(table)))] for table in tables]
     return [n for n in names if not any(related(n.noun, s.noun) for s in shown)]

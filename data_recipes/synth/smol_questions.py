@@ -168,7 +168,6 @@ class Asker:
     edges: list[tuple[float, float]] | None = None
     heldout: bool = False
     groups: list[Group] = field(init=False)
-    yes_lead: int = field(init=False, default=0)  # how many more "yes" than "no" have been asked for
 
     def __post_init__(self) -> None:
         edges = self.edges or [(s.start, s.end) for s in self.clip.shots]
@@ -184,9 +183,7 @@ class Asker:
             turn = self.ask(kind, rng)
             if turn is None or turn.question in turns:
                 continue
-            if turn.kind == "presence":
-                self.yes_lead += 1 if turn.truth == "yes" else -1
-            elif turn.answer in {t.answer for t in turns.values()}:
+            if turn.kind != "presence" and turn.answer in {t.answer for t in turns.values()}:
                 continue
             turns[turn.question] = turn
             if len(turns) == count:
@@ -254,8 +251,8 @@ def _describe(asker: Asker, rng: np.random.Generator) -> Turn | None:
 
 
 def _presence(asker: Asker, rng: np.random.Generator) -> Turn | None:
-    """Yes and no in turn within a conversation, so that neither is more common."""
-    yes = asker.yes_lead < 0 or (asker.yes_lead == 0 and rng.random() < 0.5)
+    """Yes or no by a coin of its own each time: in turn, they could be told from the questions before."""
+    yes = rng.random() < 0.5
     shown = [g.name for g in asker.groups]
     options = shown if yes else list(asker.names)
     if not options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import Clip, Item, Shot, Sound
 from data_recipes.synth.features import FeatureBank
 from data_recipes.synth.pictures import Name
-from data_recipes.synth.smol import SmolDataset, conversations, related
+from data_recipes.synth.smol import SmolDataset, conversations, related, unrelated_names, vocabulary
 from data_recipes.synth.smol_questions import KINDS, PHRASINGS, Asker
 from tests.data_recipes.synth.bank import small_bank
 from vlm.errors import ConfigError
@@ -105,11 +106,24 @@ def test_heldout_phrasings_are_never_trained() -> None:
 
 
 def test_yes_and_no_are_balanced() -> None:
+    """Over all questions, and after a question with a known answer."""
     counts: Counter[str] = Counter()
+    pairs: Counter[bool] = Counter()
     for i in range(200):
         turns = Asker(CLIP, [Name(n, "a") for n in ("dog", "cow", "hen")]).turns(np.random.default_rng(i), count=6)
-        counts.update(t.truth for t in turns if t.kind == "presence")
-    assert 0.85 < counts["yes"] / counts["no"] < 1.18
+        answers = [t.truth for t in turns if t.kind == "presence"]
+        counts.update(answers)
+        pairs.update(a == b for a, b in itertools.pairwise(answers))
+    assert 0.8 < counts["yes"] / counts["no"] < 1.25
+    assert 0.7 < pairs[True] / pairs[False] < 1.4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_name_alone_does_not_tell_yes_from_no(share: float) -> None:
+    """ImageNet's names are as common among what is not there as among what is."""
+    rng, pictures = np.random.default_rng(0), set(vocabulary(True))
+    names = [n for _ in range(40) for n in unrelated_names([FROG], rng, trained=True, classes=share)]
+    assert np.mean([n not in pictures for n in names]) == pytest.approx(share, abs=0.06)
 
 
 def test_silent_clip_is_not_asked_what_is_said() -> None:
