@@ -18,7 +18,7 @@ def call_with(function: Callable[..., Any], arguments: list[str], *, prog: str) 
     those of the docstring's Args section.
     """
     parser, rest = build_parser(function, prog=prog)
-    values = vars(parser.parse_args(arguments))
+    values = vars(parser.parse_intermixed_args(arguments))
     extra = values.pop(rest, []) if rest else []
     positional = [values.pop(p) for p in _positional(function)]
     return function(*positional, *extra, **values)
