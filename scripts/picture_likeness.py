@@ -16,24 +16,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def shifts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit shifts ``[M, 1280]`` of renderings of the training pictures; their pictures and kinds, ``[M]`` each."""
-    from data_recipes.synth.imagenet import PrototypeMaps
-
-    maps = PrototypeMaps()
-    rows = maps.bank.where("middle")
-    items = [maps.bank.rows[int(i)].items[0] for i in rows]
-    away = maps.bank.pooled[rows] - maps.background
-    unit = away / np.linalg.norm(away, axis=1, keepdims=True)
-    return unit, np.array([str(item.picture) for item in items]), np.array([item.name.noun for item in items])
-
-
 def main() -> None:
     """Command line."""
     sys.path.insert(0, str(ROOT))
+    from data_recipes.synth.imagenet import PrototypeMaps
+    from data_recipes.synth.variations import Variations
     from eval.report import row, write_results
 
-    unit, pictures, kinds = shifts()
+    variations = Variations(PrototypeMaps())
+    bank, unit, kinds = variations.bank, variations.unit_shifts, variations.nouns
+    pictures = np.array([str(bank.rows[int(i)].items[0].picture) for i in bank.where("middle")])
     first, second = np.triu_indices(len(unit), 1)
     other = pictures[first] != pictures[second]
     first, second = first[other], second[other]

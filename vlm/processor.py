@@ -54,6 +54,11 @@ class Prompt:
         return np.concatenate(parts) if parts else np.zeros((0, 2))
 
 
+def _codec(time: dict[str, Any]) -> TimeCodec:
+    """The codec that `VLMConfig.time` describes."""
+    return make_codec(time["codec"], **{k: v for k, v in time.items() if k not in TIME_LAYOUT})
+
+
 class VLMProcessor(ProcessorMixin):
     """Messages in, tensors out; generated ids in, text and spans out.
 
@@ -97,8 +102,7 @@ class VLMProcessor(ProcessorMixin):
         Args:
             token_grid: `VLMForConditionalGeneration.token_grid`.
         """
-        time = {k: v for k, v in config.time.items() if k not in TIME_LAYOUT}
-        add_tokens(tokenizer, make_codec(config.time["codec"], **time))
+        add_tokens(tokenizer, _codec(config.time))
         ids = [tokenizer.convert_tokens_to_ids(t) for t in MEDIA_TOKENS]
         config.image_token_id, config.video_token_id, config.audio_token_id = ids
         vision = config.vision_config
@@ -117,8 +121,7 @@ class VLMProcessor(ProcessorMixin):
 
     @property
     def codec(self) -> TimeCodec:
-        options = {k: v for k, v in self.layout["time"].items() if k not in TIME_LAYOUT}
-        return make_codec(self.layout["time"]["codec"], **options)
+        return _codec(self.layout["time"])
 
     @property
     def pooler(self) -> Pooler:

@@ -386,11 +386,15 @@ def vocabulary(trained: bool) -> tuple[Name, ...]:
     return tuple(dict.fromkeys(p.name for p in stamps() if not trained or p.split == "train"))
 
 
+@cache
+def _class_names() -> tuple[Name, ...]:
+    return tuple(c.name for c in imagenet_classes())
+
+
 def unrelated_names(
     shown: list[Name], rng: np.random.Generator, *, trained: bool, classes: float, count: int = 24
 ) -> list[Name]:
     """Names of things that are not shown; of ImageNet classes as often as clips show them, or a name alone would tell."""
-    pictures, imagenet = vocabulary(trained), [c.name for c in imagenet_classes()]
-    tables = [imagenet if rng.random() < classes else pictures for _ in range(count)]
+    tables = [_class_names() if rng.random() < classes else vocabulary(trained) for _ in range(count)]
     names = [table[int(rng.integers(len(table)))] for table in tables]
     return [n for n in names if not any(related(n.noun, s.noun) for s in shown)]

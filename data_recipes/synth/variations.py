@@ -46,11 +46,13 @@ class Variations:
         return self.bank.pooled[self.bank.where("middle")] - self.maps.background
 
     @cached_property
-    def _unit_shifts(self) -> np.ndarray:
+    def unit_shifts(self) -> np.ndarray:
+        """Directions of these shifts, float32 ``[M, 1280]``."""
         return self._shifts / np.linalg.norm(self._shifts, axis=1, keepdims=True)
 
     @cached_property
-    def _nouns(self) -> np.ndarray:
+    def nouns(self) -> np.ndarray:
+        """What each of these renderings shows, ``[M]``."""
         return np.array([self.bank.rows[int(i)].items[0].name.noun for i in self.bank.where("middle")])
 
     def draw(self, rows: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -73,8 +75,8 @@ class Variations:
 
     def _lookalike(self, unit_u: np.ndarray, noun: str, rng: np.random.Generator) -> np.ndarray:
         """e, of about unit length."""
-        alike = np.where(self._nouns == noun, -np.inf, self._unit_shifts @ unit_u)
-        picture = self._unit_shifts[int(rng.choice(np.argsort(-alike)[:_NEAR_PICTURES]))]
+        alike = np.where(self.nouns == noun, -np.inf, self.unit_shifts @ unit_u)
+        picture = self.unit_shifts[int(rng.choice(np.argsort(-alike)[:_NEAR_PICTURES]))]
         weight, bias = classifier()
         usual = float(np.linalg.norm(self._shifts, axis=1).mean())
         logits = (self.maps.background + usual * unit_u) @ weight.T + bias
