@@ -1,7 +1,8 @@
 """Scores a model on held-out clips of the shapes world, written as real H.264 files and read by the real decoder.
 
-Held out are the scenes, six colour-shape pairs (every clip shows at least one), and the phrasings. Each question opens a conversation of
-its own. Rows carry the chance level, and the exact count of questions they rest on.
+Held out are the scenes, six colour-shape pairs (every clip shows at least one), and the phrasings. A second set of rows, "known pairs",
+has unseen scenes and phrasings, too, but only pairs that training shows: what lies between the two is the price of new combinations.
+Each question opens a conversation of its own. Rows carry the chance level, and the exact count of questions they rest on.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Row -> the kinds of question behind it."""
 
+SPLITS = {"heldout": "", "train": ", known pairs"}
+"""Whose colour-shape pairs the scenes show -> how the rows are called."""
+
 TARGETS = {"naming": 0.95, "colour": 0.95, "count": 0.95}
 SPAN_TARGET = 0.80
 
@@ -66,11 +70,11 @@ def evaluate(
     num_frames: int = 32,
     ask: Callable[[Path, Turn], tuple[str, list[Span]]] | None = None,
 ) -> list[Row]:
-    """Ask about ``n`` held-out clips.
+    """Ask about ``n`` clips of each kind.
 
     Args:
         assistant: The model.
-        n: Number of clips.
+        n: Number of clips with held-out pairs, and as many without.
         seed: Of the clips and questions.
         level: Kind of clips: by default 20 seconds long, 1 to 4 shapes.
         num_frames: Frames that the decoder samples.
@@ -80,22 +84,33 @@ def evaluate(
         Rows for `eval.report.write_results`.
     """
     asker = ask or (lambda path, turn: _ask(assistant, path, turn, num_frames))
-    tallies: dict[str, Tally] = defaultdict(Tally)
-    with tempfile.TemporaryDirectory(prefix="shapes-eval-") as folder:
-        for index in tqdm(range(n), desc="shapes", unit="clip"):
-            scene, turns = questions(seed, index, level=level, num_frames=num_frames)
-            path = scene.write(Path(folder) / "clip.mp4", sound=False)
-            for turn in turns:
-                _score(tallies[_group(turn.kind)], turn, *asker(path, turn), duration=scene.duration)
-    name = level if isinstance(level, str) else "custom"
-    return _rows(tallies, clips=n, num_frames=num_frames, level=name)
+    setting = {"clips": n, "num_frames": num_frames, "level": level if isinstance(level, str) else "custom"}
+    rows: list[Row] = []
+    for split, suffix in SPLITS.items():
+        tallies: dict[str, Tally] = defaultdict(Tally)
+        with tempfile.TemporaryDirectory(prefix="shapes-eval-") as folder:
+            for index in tqdm(range(n), desc=f"shapes{suffix}", unit="clip"):
+                scene, turns = questions(seed, index, split=split, level=level, num_frames=num_frames)
+                path = scene.write(Path(folder) / "clip.mp4", sound=False)
+                for turn in turns:
+                    _score(tallies[_group(turn.kind)], turn, *asker(path, turn), duration=scene.duration)
+        rows += _rows(tallies, suffix, **setting)
+    return rows
 
 
 def questions(
-    seed: int, index: int, *, level: str | Level = "twenty", num_frames: int = 32
+    seed: int, index: int, *, split: str = "heldout", level: str | Level = "twenty", num_frames: int = 32
 ) -> tuple[Scene, list[Turn]]:
-    """Scene ``index`` of the held-out split and one question (two for naming, count and presence) of every group."""
-    data = conversations("heldout", seed=seed, size=index + 1, level=level, num_frames=num_frames)
+    """A scene, and one question (two for naming, count and presence) of every group, in held-out phrasings.
+
+    Args:
+        seed: Of the scenes and questions.
+        index: Which scene.
+        split: "heldout" or "train": whose pairs the scene shows. No recipe trains on the scenes of level "twenty".
+        level: Kind of clips.
+        num_frames: Frames that the decoder will sample.
+    """
+    data = conversations(split, seed=seed, size=index + 1, level=level, num_frames=num_frames)
     scene, rng = data.scene(index), rng_for(seed, index, 1)
     still = (LEVELS[level] if isinstance(level, str) else level).still
     asker = Asker(scene, rng, split="heldout", still=still)
@@ -131,21 +146,28 @@ def _normal(text: str) -> list[str]:
     return sorted(part.strip() for part in text.lower().strip().rstrip(".").split(","))
 
 
-def _rows(tallies: dict[str, Tally], **setting: Any) -> list[Row]:
+def _rows(tallies: dict[str, Tally], suffix: str, **setting: Any) -> list[Row]:
     rows = []
     for group in GROUPS:
         tally = tallies[group]
         if tally.right:
             about = {**setting, "questions": len(tally.right), "chance": round(float(np.mean(tally.chance)), 3)}
-            rows.append(row(f"{group} accuracy", float(np.mean(tally.right)), "", TARGETS.get(group), **about))
+            rows.append(row(f"{group} accuracy{suffix}", float(np.mean(tally.right)), "", TARGETS.get(group), **about))
         if tally.ious:
             about = {**setting, "questions": len(tally.ious)}
             ious, blind = np.array(tally.ious), np.array(tally.blind)
             rows.append(
-                row("span mIoU", float(ious.mean()), "", SPAN_TARGET, chance=round(float(blind.mean()), 3), **about)
+                row(
+                    f"span mIoU{suffix}",
+                    float(ious.mean()),
+                    "",
+                    SPAN_TARGET,
+                    chance=round(float(blind.mean()), 3),
+                    **about,
+                )
             )
             share = round(float((blind >= 0.5).mean()), 3)
-            rows.append(row("span R@0.5", float((ious >= 0.5).mean()), "", None, chance=share, **about))
+            rows.append(row(f"span R@0.5{suffix}", float((ious >= 0.5).mean()), "", None, chance=share, **about))
     return rows
 
 
@@ -161,7 +183,7 @@ def run(
 
     Args:
         model: ``nano`` (the default), a folder or a hub id.
-        limit: Number of held-out clips, 100 by default.
+        limit: Number of held-out clips, and of clips with known pairs; 100 by default.
         out: Folder of the results file.
         seed: Of the clips.
         num_frames: Frames sampled per clip.

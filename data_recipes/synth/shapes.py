@@ -2,8 +2,8 @@
 
 Coloured shapes appear, move, collide, change colour and disappear over textured backgrounds; digits serve as needles and beeps
 as sounds. One sample holds several question-answer turns about ONE clip, so that one visual encoding serves many answer tokens.
-Everything is a pure function of ``(seed, index)``. The held-out split has other scenes, colour-shape pairs (`HELD_OUT`) and
-phrasings that training never sees.
+Everything is a pure function of ``(seed, index)``. The held-out split has other scenes, colour-shape pairs (`HELD_OUT`) that
+no training scene shows, and phrasings that training never sees.
 
 Examples:
     >>> data = conversations("train", seed=0, size=1000, level="clips")

@@ -136,6 +136,10 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("When is the beep?", "When do you hear the beep?", "When is there a beep?", "When can you hear a beep?"),
         ("When do you hear a beep?",),
     ),
+    "repeat": (
+        ("Say: {t}", "Repeat: {t}", "Say this: {t}", "Write: {t}"),
+        ("Repeat this: {t}",),
+    ),
     "beep_count": (
         ("How many beeps are there?", "How many beeps do you hear?", "Count the beeps."),
         ("How many beeps can you hear?",),

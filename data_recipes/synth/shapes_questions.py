@@ -117,7 +117,7 @@ class Asker:
         """Every kind of question that makes sense here, those about single things once or twice."""
         turns = [self._list(), self._colours(), self._count(), self._count_shape(), self._count_colour()]
         turns += [self._presence(True), self._presence(False), *self._attributes()]
-        turns += self._digits()
+        turns += [*self._digits(), self._repeat()]
         if self.still:
             return [*turns, *self._where(), self._caption()]
         turns += [*self._when(), *self._order(), *self._motion(), *self._turn(), *self._collision(), *self._beeps()]
@@ -217,6 +217,13 @@ class Asker:
         if self.rng.random() < 0.3:
             turns.append(self._turn_of("digit_presence", "yes" if self.scene.digits else "no", choices=2))
         return turns
+
+    def _repeat(self) -> Turn:
+        """Names said after the user: any pair whatever, so that written words do not show which pairs training pictures lack."""
+        every = pairs("heldout")
+        chosen = self.rng.choice(len(every), size=int(self.rng.integers(1, 4)), replace=False)
+        words = ", ".join(article(f"{colour} {shape}") for shape, colour in (every[i] for i in chosen))
+        return self._turn_of("repeat", words, t=words)
 
     # -- when ----------------------------------------------------------------------------------------------------------
 

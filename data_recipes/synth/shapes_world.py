@@ -26,7 +26,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
         ("star", "purple"),
     }
 )
-"""(shape, colour) pairs that no training scene or question contains."""
+"""(shape, colour) pairs that no training scene or question contains; training text only ever repeats them after the user."""
 
 Cell = tuple[float, float, float, float]  # left, top, width, height
 

@@ -35,14 +35,22 @@ def test_an_item_is_a_function_of_seed_and_index_alone() -> None:
 
 
 @pytest.mark.parametrize("level", ["stills", "clips"])
-def test_training_never_shows_or_names_a_held_out_pair(level: str) -> None:
-    data = conversations("train", seed=0, size=200, level=level, turns=40)
+def test_training_never_shows_or_asks_about_a_held_out_pair(level: str) -> None:
+    kinds = tuple(kind for kind in PHRASINGS if kind != "repeat")
+    data = conversations("train", seed=0, size=200, level=level, turns=40, kinds=kinds)
     hidden = [f"{colour} {shape}" for shape, colour in HELD_OUT]
     for index in range(30):
         scene = data.scene(index)
         assert not HELD_OUT & {(a.shape, a.colour) for a in scene.appearances()}
         text = " ".join(part["text"] for m in data[index].messages for part in m["content"] if part["type"] == "text")
         assert not [noun for noun in hidden if noun in text]
+
+
+def test_any_pair_is_repeated_after_the_user() -> None:
+    data = conversations("train", seed=0, size=200, level="stills", turns=40, kinds=("repeat",))
+    turns = [turn for i in range(60) for turn in data[i].meta["turns"]]
+    assert all(turn.question.endswith(turn.answer) for turn in turns)
+    assert any(f"{colour} {shape}" in turn.answer for turn in turns for shape, colour in HELD_OUT)
 
 
 def test_every_held_out_scene_shows_a_held_out_pair() -> None:
