@@ -4,8 +4,8 @@
 #   make run VIDEO=clip.mp4 ASK="When ...?"    ask any video
 #   make help                                  the other targets
 
-VIDEO   ?= demo/examples/big_buck_bunny.mp4
-ASK     ?= What is in this video?
+VIDEO   ?= demo/examples/photographs.mp4
+ASK     ?= When does the cat appear?
 PICTURE ?= out.png
 ARGS    ?=
 

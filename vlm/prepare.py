@@ -34,6 +34,9 @@ class Medium:
         mel: ``[W, mel, frames]`` log-mel spectrograms of the sound, window by window.
         windows: Encoder states to keep of each window.
         start: Seconds by which times of this medium are shifted (a window that does not begin at 0).
+        frames: ``uint8 [T, H, W, 3]``, what the vision tower looks at.
+        timestamps: ``[T]`` seconds of the frames, counted from the start of the file.
+        shape: Width of the picture by its height, as shown on a screen (the tower may see it squeezed into a square).
     """
 
     kind: str
@@ -50,6 +53,7 @@ class Medium:
     start: float = 0.0
     frames: np.ndarray | None = None
     timestamps: np.ndarray | None = None
+    shape: float = 1.0
 
 
 def normalise(frames: np.ndarray, pixels: dict[str, Any]) -> torch.Tensor:
@@ -101,6 +105,7 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
         start=video.start,
         frames=video.frames,
         timestamps=video.timestamps,
+        shape=video.info.width / video.info.height,
     )
 
 

@@ -19,7 +19,7 @@ from vlm.config import TIME_LAYOUT, VLMConfig
 from vlm.errors import ConfigError
 from vlm.prepare import STATES_PER_SECOND, Medium, prepare_audio, prepare_images, prepare_video
 from vlm.time.codec import TimeCodec, make_codec
-from vlm.time.slowfast import Pooler, make_pooler
+from vlm.time.slowfast import Pooler, pooler_of
 
 MEDIA_TOKENS = ("<image>", "<video>", "<audio>")
 _AUDIO_TIMES = 50  # with interleaved times, sound has one a second, or at most about this many
@@ -125,8 +125,7 @@ class VLMProcessor(ProcessorMixin):
 
     @property
     def pooler(self) -> Pooler:
-        pooling = {k: v for k, v in self.layout["pooling"].items() if k not in ("mode", "before_connector", "shots")}
-        return make_pooler(self.layout["pooling"]["mode"], **pooling)
+        return pooler_of(self.layout["pooling"])
 
     @property
     def template(self) -> str:

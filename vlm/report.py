@@ -92,19 +92,20 @@ def draw_strip(video: Medium, spans: list[Span], *, columns: int = 8, rows: int 
         raise ValueError("a strip needs frames; this video was given as features")
     picks = np.unique(np.linspace(0, len(video.frames) - 1, min(columns * rows, len(video.frames))).round().astype(int))
     side, gap, head, foot = 160, 8, 30, 46
+    high = round(side / min(max(video.shape, 0.5), 3.0))
     lines = -(-len(picks) // columns)
     width = columns * (side + gap) + gap
-    canvas = Image.new("RGB", (width, head + lines * (side + 24) + foot), "white")
+    canvas = Image.new("RGB", (width, head + lines * (high + 24) + foot), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
     draw.text((gap, 7), title[: width // 7], fill="black", font=font)
     for place, frame in enumerate(picks):
-        x, y = gap + (place % columns) * (side + gap), head + (place // columns) * (side + 24)
-        canvas.paste(Image.fromarray(video.frames[frame]).resize((side, side)), (x, y))
+        x, y = gap + (place % columns) * (side + gap), head + (place // columns) * (high + 24)
+        canvas.paste(Image.fromarray(video.frames[frame]).resize((side, high)), (x, y))
         when = float(video.timestamps[frame])
         if any(s.start <= when <= s.end for s in spans):
-            draw.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), outline="#d62728", width=4)
-        draw.text((x + 2, y + side + 3), clock(when), fill="black", font=font)
-    _draw_bar(draw, font, video, spans, width=width, top=head + lines * (side + 24) + 6)
+            draw.rectangle((x - 3, y - 3, x + side + 2, y + high + 2), outline="#d62728", width=4)
+        draw.text((x + 2, y + high + 3), clock(when), fill="black", font=font)
+    _draw_bar(draw, font, video, spans, width=width, top=head + lines * (high + 24) + 6)
     return np.asarray(canvas)
 
 

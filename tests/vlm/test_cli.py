@@ -84,6 +84,15 @@ def test_strip_marks_the_span() -> None:
     assert red[0] > 1000 and red[1] == 0
 
 
+def test_strip_shows_frames_in_the_shape_of_the_clip() -> None:
+    chat = tiny_assistant().conversation()
+    chat.ask("a?", video=np.zeros((4, 40, 80, 3), np.uint8), num_frames=4, max_new_tokens=1)
+    assert chat.video is not None
+    dark = np.all(draw_strip(chat.video, []) == 0, axis=2)
+    rows, columns = np.flatnonzero(dark[:, 8:168].all(1)), np.flatnonzero(dark[40])
+    assert len(rows) == 80 and len(columns) == 4 * 160
+
+
 def test_facts_count_what_is_there() -> None:
     tiny = tiny_assistant()
     facts = model_facts(tiny, frames=8)

@@ -15,7 +15,7 @@ from vlm.chat import Assistant
 from vlm.compat import CACHE_NAME, CACHE_NAMES
 from vlm.errors import AlignmentError, CheckpointError
 from vlm.model import VLMForConditionalGeneration
-from vlm.time.slowfast import make_pooler
+from vlm.time.slowfast import pooler_of
 
 
 def question(text: str, frames: int = 3, seed: int = 0) -> list[dict[str, Any]]:
@@ -182,8 +182,7 @@ def test_every_pooling_mode_runs_through_the_model(pooling: dict[str, Any]) -> N
     prompt = assistant.processor.prompt(question("what?", frames=4))
     batch = assistant.processor(question("what?", frames=4))
     assert torch.isfinite(assistant.model(**batch).logits).all()
-    options = {k: v for k, v in pooling.items() if k != "mode"}
-    pooler = make_pooler(pooling["mode"], **options)
+    pooler = pooler_of(pooling)
     assert len(prompt.spans) == pooler.count(4, assistant.model.token_grid, prompt.media[0].segments)
 
 

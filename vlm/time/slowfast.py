@@ -10,7 +10,7 @@ Shapes: T frames, P = rows x columns grid positions, D width, N tokens out. Toke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,12 @@ def make_pooler(mode: str, **options: Any) -> Pooler:
         return POOLERS[mode](**options)
     except TypeError as error:
         raise ConfigError(f"pooling mode {mode!r} does not take these options: {options} ({error})") from error
+
+
+def pooler_of(pooling: Mapping[str, Any]) -> Pooler:
+    """The pooler that ``VLMConfig.pooling`` describes; entries for other parts of the model are left out."""
+    options = {key: value for key, value in pooling.items() if key not in ("mode", "before_connector", "shots")}
+    return make_pooler(pooling["mode"], **options)
 
 
 def _checked(segments: list[int] | None, num_frames: int) -> list[int]:
