@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from av import AudioFrame, AudioResampler, AudioStream
     from av.container import InputContainer
 
-_GAP = 0.05  # s; a hole in the times larger than this is filled with silence, so that later sound stays in place
+_GAP = 0.05  # s; where the stated times differ by more from the samples so far, silence or a cut keeps sound in place
+_RESTART = 1.0  # s; a leap back by more than this is a clock that begins anew (files put one after another)
 _PREROLL = 1.0  # s; decoded before the window and thrown away, because codecs need some packets to settle
 
 
@@ -136,8 +137,13 @@ class _Track:
         return parts
 
     def _in_place(self, start: float, end: float | None) -> Iterator[tuple[float, AudioFrame]]:
-        """Decoded frames with the time of their first sample; holes between them are filled with silence."""
-        expected: float | None = None
+        """Decoded frames with the time of their first sample, without holes (silence) and overlaps (cut away).
+
+        Time is the first stated time plus the samples since: so a stream whose stated times drift away from its samples,
+        however little each time, is brought back in place once they are `_GAP` apart.
+        """
+        now: float | None = None
+        shift = 0.0  # of the stated times, after a clock that began anew
         layout: tuple[str, int, str] | None = None
         for frame in self._decoded(start):
             kind = (frame.layout.name, frame.sample_rate, frame.format.name)
@@ -146,17 +152,27 @@ class _Track:
                 self._damaged += 1  # the stream changes its channels or rate midway: nothing sensible follows
                 continue
             given = frame.pts * frame.time_base - self._zero if frame.pts is not None and frame.time_base else None
-            time = float(given) if given is not None else expected or 0.0
-            if end is not None and time >= end:
+            stated = float(given) + shift if given is not None else now or 0.0
+            if now is not None and stated - now < -_RESTART:
+                shift += now - stated
+                stated = now
+            now = stated if now is None else now
+            place = stated if stated - now > _GAP else now
+            if end is not None and place >= end:
                 return
-            if expected is not None and time - expected > _GAP:
-                self._limits.check_seconds(self._source.name, time - expected)
-                yield from self._silence(frame, expected, time)
-            expected = time + frame.samples / frame.sample_rate
-            if expected <= start:
+            if place > now:
+                self._limits.check_seconds(self._source.name, place - now)
+                yield from self._silence(frame, now, place)
+            elif now - stated > _GAP:
+                surplus = round((now - stated) * frame.sample_rate)
+                if surplus >= frame.samples:
+                    continue
+                frame = _without_first(frame, surplus)
+            now = place + frame.samples / frame.sample_rate
+            if now <= start:
                 continue
             frame.pts = None
-            yield time, frame
+            yield place, frame
 
     def _silence(self, like: AudioFrame, begin: float, end: float) -> Iterator[tuple[float, AudioFrame]]:
         from av import AudioFrame
@@ -199,3 +215,14 @@ class _Track:
                 return
             except (av.FFmpegError, MemoryError):
                 self._damaged += 1
+
+
+def _without_first(frame: AudioFrame, count: int) -> AudioFrame:
+    """A frame less its first `count` samples, of which it has more."""
+    from av import AudioFrame
+
+    width = 1 if frame.format.is_planar else frame.layout.nb_channels
+    samples = np.ascontiguousarray(frame.to_ndarray()[:, count * width :])
+    rest = AudioFrame.from_ndarray(samples, format=frame.format.name, layout=frame.layout.name)
+    rest.sample_rate = frame.sample_rate
+    return rest

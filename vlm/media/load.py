@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol, Self, get_args
 
 import numpy as np
 
-from vlm.errors import ConfigError, MediaError
+from vlm.errors import ConfigError, MediaError, MediaLimitError, MediaWarning
 from vlm.media.audio import read_audio
 from vlm.media.convert import resolve_size
 from vlm.media.limits import MediaLimits
@@ -89,7 +90,7 @@ def load_video(
 
     Warns:
         TruncatedMediaWarning: The file ends early; only the frames before the cut are returned.
-        MediaWarning: Damaged packets were left out.
+        MediaWarning: Damaged packets were left out, or the sound of the window cannot be had (`audio` is None then).
     """
     if timeout is not None:
         from vlm.media.isolate import load_video_isolated
@@ -274,4 +275,12 @@ def _load_sound(
         return None
     if rate < 1:
         raise ConfigError(f"audio_rate must be a positive number of samples per second, not {rate}")
-    return read_audio(resolve(src, limits), rate, request.start, request.end, limits, info.start)
+    try:
+        return read_audio(resolve(src, limits), rate, request.start, request.end, limits, info.start)
+    except MediaLimitError:
+        raise
+    except (
+        MediaError
+    ) as error:  # a track that ends before the window, or that nothing decodes: the pictures are still good
+        warnings.warn(MediaWarning(f"{info.source}: {error.cause}; only its pictures are used"), stacklevel=3)
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tracemalloc
 import wave
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,43 @@ def test_sound_of_a_video_window_shares_the_clock_of_its_frames(plain: Path) -> 
     assert video.audio is not None
     assert video.audio.start == pytest.approx(1.0, abs=1e-3) and video.audio.duration == pytest.approx(2.0, abs=1e-3)
     assert load_video(plain, num_frames=2).audio is None
+
+
+def test_sound_that_ends_before_the_window_leaves_the_pictures(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", regular(100), sound=(16_000, 1.5))
+    with pytest.warns(MediaWarning, match=r"a\.mp4: holds no sound .*; only its pictures are used"):
+        video = load_video(path, num_frames=4, start=2, end=4, audio_rate=16_000)
+    assert video.audio is None and len(video) == 4
+    with pytest.raises(MediaLimitError, match="max_decoded_bytes"):
+        load_video(path, num_frames=1, size=8, audio_rate=16_000, limits=MediaLimits(max_decoded_bytes=1000))
+
+
+@pytest.mark.parametrize("step", [70, 64, 58])
+@pytest.mark.parametrize("codec", ["pcm_s16le", "flac"])
+def test_stated_times_that_drift_from_the_samples_are_followed(tmp_path: Path, step: int, codec: str) -> None:
+    """Packets of 64 ms that are stated to come every `step` ms: each difference is too small to be a hole."""
+    import av
+
+    path, rate, count = tmp_path / "a.mkv", 8_000, 512
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream(codec, rate=rate)
+        stream.layout = "stereo"
+        for number in range(400):
+            samples = np.zeros((1, 2 * count), np.int16)
+            samples[:, : 2 * 80] = 20_000 if number in (100, 200, 300) else 0  # a click at the start of the packet
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = rate, number * step * rate // 1000, Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    audio = load_audio(path, rate=rate)
+    assert onsets(audio.samples[0], rate) == pytest.approx([step * n / 1000 for n in (100, 200, 300)], abs=0.06)
+    assert audio.duration == pytest.approx(400 * step / 1000, abs=0.07)
+
+
+def test_files_put_one_after_another_are_heard_to_the_end(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.ts", regular(50), sound=(16_000, 2.0))
+    twice = load_audio(path.read_bytes() * 2, rate=16_000)
+    assert twice.duration == pytest.approx(2 * load_audio(path, rate=16_000).duration, abs=0.1)
 
 
 def test_a_video_without_sound(tmp_path: Path) -> None:
