@@ -23,9 +23,10 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install $(PIP_FLAGS)
 say  := @printf '\033[1m==> %s\033[0m\n'
 
-# Handed to the shell as variables, untouched by make, so that quotes, spaces and dollars in a question are safe.
+# Handed to the shell as variables, untouched by make, so that quotes, spaces and dollars are safe in them.
 export VLM_VIDEO := $(value VIDEO)
 export VLM_ASK := $(value ASK)
+export VLM_PICTURE := $(value PICTURE)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.model ## Ask a video a question: VIDEO=clip.mp4 ASK="When does the dog jump?"
-	@$(BIN)/vlm chat "$$VLM_VIDEO" "$$VLM_ASK" --picture $(PICTURE) $(ARGS)
+	@$(BIN)/vlm chat "$$VLM_VIDEO" "$$VLM_ASK" --picture "$$VLM_PICTURE" $(ARGS)
 
 demo: $(VENV)/.demo $(VENV)/.model ## Open the chat in a browser
 	@$(BIN)/vlm demo $(ARGS)
