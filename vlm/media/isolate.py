@@ -1,7 +1,7 @@
 """Decode in a child process with limits on time and memory, for files that nobody vouches for.
 
-The child is a fresh interpreter (``python -m vlm.media.isolate``) that gets the request on stdin and answers with a
-JSON header and raw arrays on stdout. The parent never unpickles anything that comes back.
+The child is a fresh interpreter (``python -P -m vlm.media.isolate``; it imports nothing from the working directory)
+that gets the request on stdin and answers with a JSON header and raw arrays on stdout. The parent never unpickles anything that comes back.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def load_video_isolated(src: Any, *, timeout: float, **request: Any) -> Video:
     payload = pickle.dumps({"src": src, "timeout": timeout, "limits": limits, "request": request})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     child = subprocess.Popen(
-        [sys.executable, "-m", "vlm.media.isolate"],
+        [sys.executable, "-P", "-m", "vlm.media.isolate"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -46,6 +46,15 @@ def test_too_slow_is_an_error_in_time(plain: Path) -> None:
             load_video(plain, num_frames=1, timeout=bad)
 
 
+def test_the_child_imports_nothing_from_the_working_directory(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_video(plain, num_frames=2, timeout=GENEROUS)) == 2
+
+
 def test_a_crash_of_the_child_is_a_media_error() -> None:
     with pytest.raises(MediaError, match=r"a\.mp4: the decoder process was killed by SIGSEGV"):
         _read_answer("a.mp4", b"", -11)
