@@ -87,12 +87,9 @@ class _OptionalReader:
             raise ConfigError(f"snap={request.snap!r} is offered by the pyav back end only, not by {self.backend}")
         size = request.size or (self.info.height, self.info.width)
         scaler = Scaler(self._source.name, size, self._limits)
-        try:
-            for frames, seconds in self._chunks(request):
-                for frame, time in zip(frames, seconds, strict=True):
-                    yield resize(frame, scaler), float(time)
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise MediaError(self._source.name, f"{self.backend} cannot decode it: {error}") from error
+        for frames, seconds in self._chunks(request):
+            for frame, time in zip(frames, seconds, strict=True):
+                yield resize(frame, scaler), float(time)
 
     def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         starts = self._starts
@@ -104,7 +101,11 @@ class _OptionalReader:
         indices = np.maximum(indices, 0)
         for place in range(0, len(indices), _CHUNK):
             part = indices[place : place + _CHUNK]
-            yield self._frames_at(part.tolist()), starts[part]
+            try:
+                frames = self._frames_at(part.tolist())
+            except Exception as error:  # the libraries document no exception types
+                raise MediaError(self._source.name, f"{self.backend} cannot decode it: {error}") from error
+            yield frames, starts[part]
 
     def _load_library(self) -> None:
         """Import the package, or raise `MissingDependencyError`."""

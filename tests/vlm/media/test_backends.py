@@ -72,6 +72,14 @@ def test_their_limits_are_reported(backend: str, plain: Path, tmp_path: Path) ->
         load_video(tmp_path / "a.mp4", num_frames=2, backend=backend)  # type: ignore[arg-type]
 
 
+def test_damage_that_they_stumble_over_is_reported(backend: str, tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", regular(60), options={"crf": "5"}, muxer={"movflags": "faststart"})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 3 * 2] = bytes(len(data) // 3)
+    with pytest.raises(MediaError, match=f"{backend} cannot decode it"):
+        load_video(bytes(data), backend=backend, num_frames=60)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["torchcodec", "decord"])
 def test_a_missing_package_names_the_extra(name: str, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
