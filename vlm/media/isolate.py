@@ -1,4 +1,4 @@
-"""Decode in a child process with limits on time and memory, for files that nobody vouches for.
+"""Load in a child process with limits on time and memory, for files that nobody vouches for.
 
 The child is a fresh interpreter (``python -P -m vlm.media.isolate``; it imports nothing from the working directory)
 that gets the request on stdin and answers with a JSON header and raw arrays on stdout. The parent never unpickles anything that comes back.
@@ -14,38 +14,51 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from dataclasses import fields
+from numbers import Real
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from vlm import errors
 from vlm.errors import ConfigError, MediaError, MediaLimitError
 from vlm.media.limits import MediaLimits
+from vlm.media.source import Source, resolve_files
 from vlm.media.types import Audio, Video, VideoInfo
 
+Loader = Literal["load_video", "load_audio", "load_image"]
+
+_TYPES: dict[str, Any] = {"Video": Video, "VideoInfo": VideoInfo, "Audio": Audio}  # what an answer may be made of
 _OVERHEAD = 4 << 30  # address space of the interpreter and the libraries, beyond the decoded frames
 
 
-def load_video_isolated(src: Any, *, timeout: float, **request: Any) -> Video:
-    """`load_video` in a child process that is killed after `timeout` seconds.
+def run_isolated(loader: Loader, src: Any, *, timeout: float, **request: Any) -> Any:
+    """`load_video`, `load_audio` or `load_image` in a child process that is killed after `timeout` seconds.
 
     Args:
-        src: As in `load_video`; file objects are read into memory first.
+        loader: Name of the function.
+        src: Its source; file objects are read into memory first.
         timeout: Seconds of wall-clock time, start of the child included (about a second).
-        request: The other arguments of `load_video`.
+        request: Its other arguments.
+
+    Returns:
+        What the function returns.
 
     Raises:
         MediaError: Also if the child hangs, crashes or runs out of memory.
     """
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ConfigError(f"timeout must be a positive number of seconds, not {timeout}")
+    if not (isinstance(timeout, Real) and math.isfinite(timeout) and timeout > 0):
+        raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
     limits = request.get("limits") or MediaLimits()
-    if hasattr(src, "read"):
-        src = src.read(limits.max_bytes + 1)
-        limits.check_bytes("<file object>", len(src))
-    name = str(src) if isinstance(src, str | os.PathLike) else f"<{len(src)} bytes>"
-    payload = pickle.dumps({"src": src, "timeout": timeout, "limits": limits, "request": request})
+    src = resolve_files(src, limits)
+    src = src.portable() if isinstance(src, Source) else src
+    name = src.name if isinstance(src, Source) else str(src) if isinstance(src, Path) else f"<{type(src).__name__}>"
+    job = {"loader": loader, "src": src, "name": name, "timeout": timeout, "limits": limits, "request": request}
+    try:
+        payload = pickle.dumps(job)
+    except Exception as error:  # the documentation of pickle names no exception types
+        raise MediaError(name, f"cannot be handed to another process ({error}); leave timeout out") from error
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "vlm.media.isolate"],
@@ -63,7 +76,7 @@ def load_video_isolated(src: Any, *, timeout: float, **request: Any) -> Video:
     return _read_answer(name, answer, child.returncode)
 
 
-def _read_answer(name: str, answer: bytes, code: int) -> Video:
+def _read_answer(name: str, answer: bytes, code: int) -> Any:
     if code != 0 or len(answer) < 8:
         what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise MediaError(name, f"the decoder process {what}")
@@ -74,19 +87,18 @@ def _read_answer(name: str, answer: bytes, code: int) -> Video:
     if "error" in header:
         kind, arguments = header["error"]
         raise getattr(errors, kind)(*arguments)
-    body = memoryview(answer)[8 + size :]
-    frames, body = _take(body, header["frames"], "uint8")
-    timestamps, body = _take(body, header["timestamps"], "float64")
-    audio = None
-    if header["audio"] is not None:
-        samples, body = _take(body, header["audio"].pop("shape"), "float32")
-        audio = Audio(samples=samples, **header["audio"])
-    return Video(frames=frames, timestamps=timestamps, audio=audio, info=VideoInfo(**header["info"]), **header["rest"])
+    return _build(header["result"], memoryview(answer)[8 + size :])
 
 
-def _take(body: memoryview, shape: list[int], dtype: str) -> tuple[np.ndarray, memoryview]:
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(body[:size], dtype=dtype).reshape(shape).copy(), body[size:]
+def _build(form: list[Any], body: memoryview) -> Any:
+    """What `_describe` described, with the contents of its arrays from `body`."""
+    kind, content = form
+    if kind == "value":
+        return content
+    if kind == "array":
+        dtype, shape, place = content
+        return np.frombuffer(body, dtype, math.prod(shape), place).reshape(shape).copy()
+    return _TYPES[kind](**{name: _build(part, body) for name, part in content.items()})
 
 
 # ------------------------------------------------------------------------------------------------- inside the child
@@ -107,10 +119,12 @@ def _main() -> None:
 
 
 def _attempt(job: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    from vlm.media.load import load_video
+    from vlm import media
 
+    arrays: list[np.ndarray] = []
     try:
-        video = load_video(job["src"], **job["request"])
+        value = getattr(media, job["loader"])(job["src"], **job["request"])
+        return {"result": _describe(value, arrays)}, arrays
     except MediaError as error:
         return {"error": [type(error).__name__, [error.source, error.cause]]}, []
     except errors.MissingDependencyError as error:
@@ -118,16 +132,19 @@ def _attempt(job: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     except ConfigError as error:
         return {"error": ["ConfigError", [str(error)]]}, []
     except MemoryError:
-        return {"error": ["MediaLimitError", [str(job["src"])[:200], "needs more memory than the limits allow"]]}, []
-    audio = video.audio
-    header: dict[str, Any] = {
-        "frames": video.frames.shape,
-        "timestamps": video.timestamps.shape,
-        "audio": None if audio is None else {"shape": audio.samples.shape, "rate": audio.rate, "start": audio.start},
-        "info": asdict(video.info),
-        "rest": {key: getattr(video, key) for key in ("duration", "source", "snap", "start", "end")},
-    }
-    return header, [video.frames, video.timestamps, *([] if audio is None else [audio.samples])]
+        return {"error": ["MediaLimitError", [job["name"], "needs more memory than the limits allow"]]}, []
+
+
+def _describe(value: Any, arrays: list[np.ndarray]) -> list[Any]:
+    """`value` as JSON; each array in it becomes its type, shape and place, and is appended to `arrays`."""
+    kind = type(value).__name__
+    if kind in _TYPES:
+        return [kind, {field.name: _describe(getattr(value, field.name), arrays) for field in fields(value)}]
+    if not isinstance(value, np.ndarray):
+        return ["value", value]
+    place = sum(array.nbytes for array in arrays)
+    arrays.append(value)
+    return ["array", [str(value.dtype), value.shape, place]]
 
 
 def _limit_process(timeout: float, limits: MediaLimits) -> None:

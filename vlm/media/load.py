@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from vlm.media.convert import resolve_size
 from vlm.media.limits import MediaLimits
 from vlm.media.pyav import FrameAt, PyavReader, Request
 from vlm.media.sampling import Sampling, check_request, count_times, resolve_window, sample_times
-from vlm.media.source import resolve
+from vlm.media.source import Source, resolve_files
 from vlm.media.stills import from_animation, from_folder, from_frames
 from vlm.media.types import Audio, Video, VideoInfo
 
@@ -93,9 +92,10 @@ def load_video(
         MediaWarning: Damaged packets were left out, or the sound of the window cannot be had (`audio` is None then).
     """
     if timeout is not None:
-        from vlm.media.isolate import load_video_isolated
+        from vlm.media.isolate import run_isolated
 
-        return load_video_isolated(
+        return run_isolated(
+            "load_video",
             src,
             timeout=timeout,
             num_frames=num_frames,
@@ -112,11 +112,12 @@ def load_video(
         )
     limits = limits or MediaLimits()
     check_request(num_frames=num_frames, fps=fps, rule=sampling)
-    with _open_reader(src, backend, frame_fps, limits) as reader:
+    files = resolve_files(src, limits)
+    with _open_reader(files, backend, frame_fps, limits) as reader:
         request_ = _request(reader.info, num_frames, fps, start, end, size, sampling, snap, limits)
         frames, times = _collect(reader, request_, limits)
         info = reader.info
-    audio = _load_sound(src, info, request_, audio_rate, limits)
+    audio = _load_sound(files, info, request_, audio_rate, limits)
     return Video(
         frames=frames,
         timestamps=times,
@@ -159,7 +160,7 @@ def iter_video(
         raise ConfigError(f"batch_frames must be at least 1, not {batch_frames}")
     limits = limits or MediaLimits()
     check_request(num_frames=num_frames, fps=fps, rule=sampling)
-    with _open_reader(src, backend, frame_fps, limits) as reader:
+    with _open_reader(resolve_files(src, limits), backend, frame_fps, limits) as reader:
         request = _request(reader.info, num_frames, fps, start, end, size, sampling, snap, limits)
         height, width = request.size or (reader.info.height, reader.info.width)
         limits.check_decoded(reader.info.source, batch_frames * height * width * 3)
@@ -181,30 +182,31 @@ def probe(src: VideoSource, *, frame_fps: float = 1.0, limits: MediaLimits | Non
         MediaError: The file cannot be used.
         MediaLimitError: It exceeds `limits`.
     """
-    with _open_reader(src, "auto", frame_fps, limits or MediaLimits()) as reader:
+    limits = limits or MediaLimits()
+    with _open_reader(resolve_files(src, limits), "auto", frame_fps, limits) as reader:
         return reader.info
 
 
 # -------------------------------------------------------------------------------------------------------------------
 
 
-def _open_reader(src: VideoSource, backend: Backend, frame_fps: float, limits: MediaLimits) -> Reader:
+def _open_reader(src: Any, backend: Backend, frame_fps: float, limits: MediaLimits) -> Reader:
+    """The reader for what `resolve_files` made of the user's source."""
     if backend not in get_args(Backend):
         raise ConfigError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
-    if isinstance(src, str | os.PathLike) and os.path.isdir(src):
-        return from_folder(Path(src), frame_fps, limits)
-    if not isinstance(src, str | os.PathLike | bytes | bytearray | memoryview) and not hasattr(src, "read"):
+    if isinstance(src, Path):
+        return from_folder(src, frame_fps, limits)
+    if not isinstance(src, Source):
         if not hasattr(src, "__len__") or not hasattr(src, "__getitem__"):
             raise MediaError(repr(type(src)), "is neither a path, bytes, a file object, nor a sequence of frames")
         return from_frames(src, frame_fps, limits)
-    source = resolve(src, limits)
-    if source.animation() is not None:
-        return from_animation(source, limits)
+    if src.animation() is not None:
+        return from_animation(src, limits)
     if backend in ("auto", "pyav"):
-        return PyavReader(source, limits)
+        return PyavReader(src, limits)
     from vlm.media.backends import open_optional
 
-    return open_optional(backend, source, limits)
+    return open_optional(backend, src, limits)
 
 
 def _request(
@@ -268,15 +270,13 @@ def _stack(batch: list[FrameAt]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([frame for frame, _ in batch]), np.asarray([time for _, time in batch], dtype=np.float64)
 
 
-def _load_sound(
-    src: VideoSource, info: VideoInfo, request: Request, rate: int | None, limits: MediaLimits
-) -> Audio | None:
+def _load_sound(files: Any, info: VideoInfo, request: Request, rate: int | None, limits: MediaLimits) -> Audio | None:
     if rate is None or not info.has_audio:
         return None
     if rate < 1:
         raise ConfigError(f"audio_rate must be a positive number of samples per second, not {rate}")
     try:
-        return read_audio(resolve(src, limits), rate, request.start, request.end, limits, info.start)
+        return read_audio(files, rate, request.start, request.end, limits, info.start)
     except MediaLimitError:
         raise
     except (

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,6 +27,7 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,nut,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,"
     "wav,w64,mp3,aac,flac,aiff,au,caf,ac3,eac3,amr,wv,ape,tta"
 )
+_CHUNK = 1 << 20  # bytes asked for at once of what can be read only once
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml", b"v=0", b"[playlist]", b"RTSPtext")
 _STILLS = {b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _ANIMATIONS = {b"GIF8": "GIF", b"\x89PNG\r\n\x1a\n": "PNG"}
@@ -65,6 +66,10 @@ class Source:
         self.handle.seek(0)
         return self.handle
 
+    def portable(self) -> Source:
+        """The same without the user's own `handle`, so that another process can open it."""
+        return self if self.handle is None else replace(self, data=self.open().read(), handle=None)
+
     def for_libav(self) -> str | BinaryIO:
         """What `av.open` gets: a ``file:`` name for real files, a file object otherwise."""
         return f"file:{self.path.absolute()}" if self.path is not None else self.open()
@@ -81,12 +86,14 @@ class Source:
 
 
 def resolve(src: str | Path | bytes | BinaryIO | Any, limits: MediaLimits) -> Source:
-    """Turn what the user gave into a `Source`, checking existence and compressed size.
+    """Turn what the user gave into a `Source`, checking existence and compressed size; a `Source` is returned as it is.
 
     Raises:
         MediaError: Missing, not a regular file, empty, a URL or a playlist.
         MediaLimitError: More than `limits.max_bytes`.
     """
+    if isinstance(src, Source):
+        return src
     if isinstance(src, bytes | bytearray | memoryview):
         source = _from_bytes(bytes(src), limits)
     elif isinstance(src, str | os.PathLike):
@@ -100,6 +107,20 @@ def resolve(src: str | Path | bytes | BinaryIO | Any, limits: MediaLimits) -> So
     if source.head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
         raise MediaError(source.name, "is a playlist or description of other media, which is never followed")
     return source
+
+
+def resolve_files(src: Any, limits: MediaLimits) -> Any:
+    """A `Source` for whatever is read as bytes (once: a pipe cannot be read again), a `Path` for a folder; the rest (arrays,
+    frames, pictures) as it is.
+
+    Raises:
+        MediaError: See `resolve`.
+        MediaLimitError: Likewise.
+    """
+    if isinstance(src, str | os.PathLike) and os.path.isdir(src):
+        return Path(src)
+    named = isinstance(src, str | os.PathLike | bytes | bytearray | memoryview)
+    return resolve(src, limits) if named or hasattr(src, "read") else src
 
 
 def _from_bytes(data: bytes, limits: MediaLimits, name: str | None = None) -> Source:
@@ -127,16 +148,31 @@ def _from_handle(handle: Any, limits: MediaLimits) -> Source:
     name = label if isinstance(label, str) else f"<{type(handle).__name__}>"
     try:
         if not (hasattr(handle, "seekable") and handle.seekable()):
-            return _from_bytes(handle.read(limits.max_bytes + 1), limits, name)
+            return _from_bytes(_read_once(handle, name, limits.max_bytes), limits, name)
         size = handle.seek(0, io.SEEK_END)
         limits.check_bytes(name, size)
         handle.seek(0)
         head = handle.read(64)
     except (OSError, ValueError, TypeError) as error:
         raise MediaError(name, f"cannot be read: {error}") from error
-    if not isinstance(head, bytes):
-        raise MediaError(name, "is a text file object; open it in binary mode")
+    _check_binary(head, name)
     return Source(name, size, head, handle=handle)
+
+
+def _read_once(handle: Any, name: str, most: int) -> bytes:
+    """All bytes of a handle that cannot seek, but no more than one above `most`. One read of a pipe gives only a part."""
+    parts: list[bytes] = []
+    size = 0
+    while size <= most and (part := handle.read(min(_CHUNK, most + 1 - size))):
+        _check_binary(part, name)
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _check_binary(part: Any, name: str) -> None:
+    if not isinstance(part, bytes):
+        raise MediaError(name, "is a text file object; open it in binary mode")
 
 
 def open_container(source: Source, limits: MediaLimits) -> InputContainer:

@@ -26,6 +26,19 @@ def test_the_child_returns_the_same_video(plain: Path) -> None:
     assert (theirs.info, theirs.duration, theirs.start, theirs.end) == (ours.info, ours.duration, ours.start, ours.end)
 
 
+def test_sources_without_a_path_are_read_by_the_parent(plain: Path) -> None:
+    data = plain.read_bytes()
+    with plain.open("rb") as file:
+        file.seek(99)  # where the user left it does not matter
+        for src in (file, memoryview(data)):
+            assert len(load_video(src, num_frames=2, timeout=GENEROUS)) == 2  # type: ignore[arg-type]
+    assert len(load_video(np.zeros((4, 8, 8, 3), np.uint8), num_frames=2, timeout=GENEROUS)) == 2
+    with pytest.raises(MediaError, match="neither a path"):
+        load_video(5, num_frames=1, timeout=GENEROUS)  # type: ignore[arg-type]
+    with pytest.raises(MediaError, match="leave timeout out"):
+        load_video((n for n in ()), num_frames=1, timeout=GENEROUS)  # type: ignore[arg-type]
+
+
 def test_errors_and_warnings_cross_over(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="No such file"):
         load_video(tmp_path / "absent.mp4", num_frames=1, timeout=GENEROUS)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.vlm.media.clips import encode, number_of, numbers_of, picture, regular
 from vlm.errors import ConfigError, MediaError, MediaLimitError, TruncatedMediaWarning
-from vlm.media import iter_video, load_video, probe
+from vlm.media import MediaLimits, iter_video, load_video, probe
 
 
 def test_path_bytes_and_file_objects_give_the_same_frames(plain: Path) -> None:
@@ -32,11 +32,32 @@ def test_path_bytes_and_file_objects_give_the_same_frames(plain: Path) -> None:
         assert numbers_of(load_video(file, num_frames=4).frames) == [12, 37, 62, 87]
 
 
-class _Pipe(io.RawIOBase):
-    """Bytes that can be read once, like a socket."""
+def test_what_can_be_read_only_once_is_read_once_and_to_its_end(plain: Path) -> None:
+    data = plain.read_bytes()
+    video = load_video(
+        _Pipe(data, most=5_000), num_frames=4, audio_rate=8_000
+    )  # as an unbuffered pipe: a part at a time
+    assert numbers_of(video.frames) == [12, 37, 62, 87]
+    assert video.audio is not None and video.audio.duration == pytest.approx(4.0, abs=0.1)
+    with pytest.raises(MediaLimitError, match="max_bytes"):
+        load_video(_Pipe(data, most=5_000), num_frames=4, limits=MediaLimits(max_bytes=len(data) - 1))
 
-    def __init__(self, data: bytes) -> None:
+
+@pytest.mark.parametrize("seekable", [True, False])
+@pytest.mark.parametrize("timeout", [None, 240.0])
+def test_text_is_never_taken_for_a_file(plain: Path, seekable: bool, timeout: float | None) -> None:
+    text = io.StringIO(str(plain))
+    text.seekable = lambda: seekable  # type: ignore[method-assign]
+    with pytest.raises(MediaError, match="text file object; open it in binary mode"):
+        load_video(text, num_frames=1, timeout=timeout)  # type: ignore[arg-type]
+
+
+class _Pipe(io.RawIOBase):
+    """Bytes that can be read once, like a socket, at `most` so many at a time."""
+
+    def __init__(self, data: bytes, most: int = 1 << 30) -> None:
         self._data = io.BytesIO(data)
+        self._most = most
 
     def readable(self) -> bool:
         return True
@@ -45,7 +66,7 @@ class _Pipe(io.RawIOBase):
         return False
 
     def readinto(self, buffer: Any) -> int:
-        return self._data.readinto(buffer)
+        return self._data.readinto(memoryview(buffer)[: self._most])
 
 
 def test_arrays_and_lists_of_frames() -> None:
