@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vlm.errors import ConfigError
+
 Message = dict[str, Any]
 
 
@@ -40,8 +42,25 @@ class SampleDataset(Protocol):
 
 
 def rng_for(seed: int, *path: int) -> np.random.Generator:
-    """Random generator that depends only on ``seed`` and ``path`` (for example epoch and index): reproducible and resumable."""
+    """Random generator that depends only on ``seed`` and ``path`` (for example epoch and index): reproducible and resumable.
+
+    Raises:
+        ConfigError: ``seed`` is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must be 0 or greater")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *path])))
+
+
+def check_kinds(kinds: Iterable[str] | None, known: Iterable[str]) -> None:
+    """Check the names of kinds of question.
+
+    Raises:
+        ConfigError: One of ``kinds`` is not ``known``, or there is none.
+    """
+    names = set(known)
+    if kinds is not None and (not (asked := list(kinds)) or set(asked) - names):
+        raise ConfigError(f"kinds={asked} must be some of {', '.join(sorted(names))}")
 
 
 def text_part(text: str) -> dict[str, str]:

@@ -26,8 +26,10 @@ def run_task(task: str, *, model: str | None, limit: int | None, out: Path, opti
         options: ``key=value`` for further keyword arguments of that function.
 
     Raises:
-        ConfigError: Unknown task or option.
+        ConfigError: Unknown task or option, or a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit} must be 1 or more, or left out")
     known = [name for name in TASKS if find_spec(f"eval.{name}")]
     if task not in known:
         raise ConfigError(f"evaluation {task!r} is not one of {', '.join(known)}")

@@ -2,13 +2,14 @@
 
 Held out are the scenes, six colour-shape pairs (every clip shows at least one), and the phrasings. A second set of rows, "known pairs",
 has unseen scenes and phrasings, too, but only pairs that training shows: what lies between the two is the price of new combinations.
-Each question opens a conversation of its own. Rows carry the chance level, and the exact count of questions they rest on.
+Each question opens a conversation of its own. Rows carry the chance level (what guessing reaches, or always giving the commonest answer to
+a kind of question if that is more), and the exact count of questions they rest on.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +51,15 @@ class Tally:
 
     Attributes:
         right: 1 or 0 per question.
-        chance: Chance level per question.
+        chance: Chance level per question, if all answers were equally likely.
+        truths: (kind of question, true answer) of each.
         ious: Intersection over union per span question.
         blind: The same for the answer "the middle half of the clip", which needs no eyes.
     """
 
     right: list[float] = field(default_factory=list)
     chance: list[float] = field(default_factory=list)
+    truths: list[tuple[str, str]] = field(default_factory=list)
     ious: list[float] = field(default_factory=list)
     blind: list[float] = field(default_factory=list)
 
@@ -139,6 +142,7 @@ def _score(tally: Tally, turn: Turn, text: str, spans: list[Span], *, duration: 
         return
     tally.right.append(float(_normal(text) == _normal(turn.answer)))
     tally.chance.append(1.0 / turn.choices if turn.choices else 0.0)
+    tally.truths.append((turn.kind, turn.answer))
 
 
 def _normal(text: str) -> list[str]:
@@ -146,12 +150,21 @@ def _normal(text: str) -> list[str]:
     return sorted(part.strip() for part in text.lower().strip().rstrip(".").split(","))
 
 
+def _one_answer(truths: list[tuple[str, str]]) -> float:
+    """Share of right answers for who gives the commonest answer to every question of a kind."""
+    commonest: dict[str, int] = {}
+    for (kind, _), count in Counter(truths).items():
+        commonest[kind] = max(commonest.get(kind, 0), count)
+    return sum(commonest.values()) / len(truths)
+
+
 def _rows(tallies: dict[str, Tally], suffix: str, **setting: Any) -> list[Row]:
     rows = []
     for group in GROUPS:
         tally = tallies[group]
         if tally.right:
-            about = {**setting, "questions": len(tally.right), "chance": round(float(np.mean(tally.chance)), 3)}
+            chance = max(float(np.mean(tally.chance)), _one_answer(tally.truths))
+            about = {**setting, "questions": len(tally.right), "chance": round(chance, 3)}
             rows.append(row(f"{group} accuracy{suffix}", float(np.mean(tally.right)), "", TARGETS.get(group), **about))
         if tally.ious:
             about = {**setting, "questions": len(tally.ious)}

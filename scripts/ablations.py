@@ -70,7 +70,7 @@ ABLATIONS = {
             ),
         },
         SMOL_KINDS,
-        {"split": "picture"},
+        {"split": "picture", "classes": 0.0},
     ),
     "variations": Ablation(
         "smol",
@@ -80,7 +80,7 @@ ABLATIONS = {
             "without": ("stages.align.data.args.varied=0.0", "stages.sft.data.args.varied=0.0"),
         },
         SMOL_KINDS,
-        {"split": "picture"},
+        {"split": "picture", "classes": 0.0},
     ),
 }
 

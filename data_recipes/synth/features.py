@@ -149,11 +149,13 @@ def item_of(picture: Picture, place: str, rng: np.random.Generator) -> Item:
 def tower() -> Any:
     """EfficientNet-lite0 with its classifier, in evaluation mode (a timm model)."""
     import timm
+    import torch
     from safetensors.torch import load_file
 
     folder = backbone("efficientnet-lite0")
     config = json.loads((folder / "config.json").read_text())
-    model = timm.create_model(config["name"])
+    with torch.device("cpu"):  # kept for the whole process, so not on the meta device of who asks first
+        model = timm.create_model(config["name"])
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return model.eval().requires_grad_(False)
 

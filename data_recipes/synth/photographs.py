@@ -74,10 +74,14 @@ class Photograph:
         return self.teacher in self.class_ids
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What a right answer says: EfficientNet's own class where it is right, else any of the right ones."""
-        ids = (self.teacher,) if self.teacher_is_right else self.class_ids
-        return tuple(imagenet_classes()[i].name.noun for i in ids)
+    def true_names(self) -> tuple[str, ...]:
+        """Names of all right classes."""
+        return tuple(imagenet_classes()[i].name.noun for i in self.class_ids)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The name of EfficientNet's top-1 class, in a tuple."""
+        return (imagenet_classes()[self.teacher].name.noun,)
 
 
 @cache

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Sample, conversation, rng_for
+from data_recipes.sample import Sample, check_kinds, conversation, rng_for
+from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import Asker, Turn
 from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES, draw, draw_background, random_background
 from data_recipes.synth.shapes_scene import SOUND_RATE, Scene
@@ -76,6 +77,9 @@ class ShapesDataset:
     kinds: tuple[str, ...] | None = None
     via_file: float = 0.0
     file_sizes: tuple[int, int] = (64, 256)
+
+    def __post_init__(self) -> None:
+        check_kinds(self.kinds, PHRASINGS)
 
     def __len__(self) -> int:
         return self.size
@@ -144,7 +148,7 @@ def conversations(
     """Conversations about random scenes; see `ShapesDataset` for the arguments.
 
     Raises:
-        ConfigError: Unknown split or level.
+        ConfigError: Unknown split, level or kind of question.
     """
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of the shapes world; choose one of {', '.join(_SPLITS)}")

@@ -12,7 +12,6 @@ Examples:
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -21,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Sample, conversation, rng_for
+from data_recipes.sample import Sample, check_kinds, conversation, rng_for
 from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import PLACES, Clip, Item, Shot, Sound
 from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank, rendering
-from data_recipes.synth.imagenet import PrototypeMaps, class_item, class_of_name, imagenet_classes
-from data_recipes.synth.pictures import Name, Picture, stamps
-from data_recipes.synth.smol_questions import Asker
+from data_recipes.synth.imagenet import PrototypeMaps, class_item, imagenet_classes
+from data_recipes.synth.pictures import Picture, stamps
+from data_recipes.synth.smol_names import related, unrelated_names
+from data_recipes.synth.smol_questions import PHRASINGS, Asker
 from data_recipes.synth.speech import any_sentence, clip_seconds
 from data_recipes.synth.variations import SINGLE, Variations
 from vlm.errors import ConfigError
@@ -83,6 +83,11 @@ class SmolDataset:
             raise ConfigError(f"split={self.split!r} is not one of {tuple(PLAN_SIZES)}")
         if self.medium not in MEDIA:
             raise ConfigError(f"medium={self.medium!r} is not one of {MEDIA}")
+        check_kinds(self.kinds, PHRASINGS)
+        for name, least in (("seconds", 0.1), ("shots", 1), ("turns", 1)):
+            low, high = getattr(self, name)
+            if not least <= low <= high < float("inf"):
+                raise ConfigError(f"{name}={(low, high)} must go up and begin at {least} or above")
 
     def __len__(self) -> int:
         return self.size
@@ -98,7 +103,7 @@ class SmolDataset:
         heldout = self.split != "train"
         shown = [i.name for s in clip.shots for i in s.items]
         classes = self.classes if self.medium == "features" else 0.0
-        names = unrelated_names(shown, rng, trained=not heldout, classes=classes)
+        names = unrelated_names(shown, rng, split=self.split, classes=classes)
         asker = Asker(clip, names, edges if self.medium == "features" else None, heldout)
         count = int(rng.integers(self.turns[0], self.turns[1] + 1))
         turns = asker.turns(rng, count=count, kinds=self.kinds)
@@ -367,34 +372,3 @@ def draw_video(clip: Clip, times: np.ndarray, *, height: int = 224) -> Any:
     frames = np.stack([clip.render(float(t), size) for t in times])
     info = VideoInfo("drawn", size[1], size[0], clip.duration, 0.0, None, len(times), "raw", 0, False, "drawn")
     return Video(frames, times, clip.duration, "drawn", clip.audio(), info, "exact", 0.0, clip.duration)
-
-
-# -- words --------------------------------------------------------------------------------------------------------------
-
-
-def related(a: str, b: str) -> bool:
-    """Whether one noun may be said of the other: they share a word, or ImageNet calls them the same."""
-    words = [set(re.findall(r"[a-z]+", n.lower())) - {"of", "the", "a", "in", "sign"} for n in (a, b)]
-    ids = class_of_name()
-    same = ids.get(a.lower(), -1) == ids.get(b.lower(), -2)
-    return bool(words[0] & words[1]) or same
-
-
-@cache
-def vocabulary(trained: bool) -> tuple[Name, ...]:
-    """Names of the training pictures, or of all pictures."""
-    return tuple(dict.fromkeys(p.name for p in stamps() if not trained or p.split == "train"))
-
-
-@cache
-def _class_names() -> tuple[Name, ...]:
-    return tuple(c.name for c in imagenet_classes())
-
-
-def unrelated_names(
-    shown: list[Name], rng: np.random.Generator, *, trained: bool, classes: float, count: int = 24
-) -> list[Name]:
-    """Names of things that are not shown; of ImageNet classes as often as clips show them, or a name alone would tell."""
-    tables = [_class_names() if rng.random() < classes else vocabulary(trained) for _ in range(count)]
-    names = [table[int(rng.integers(len(table)))] for table in tables]
-    return [n for n in names if not any(related(n.noun, s.noun) for s in shown)]

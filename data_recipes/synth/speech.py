@@ -97,7 +97,7 @@ def any_sentence(rng: np.random.Generator) -> str:
 
 def invented_sentence(rng: np.random.Generator) -> str:
     """One or two sentences as Whisper would write them down, for training on transcripts without sound."""
-    pictures = stamps()
+    pictures = [p for p in stamps() if p.split == "train"]
     picture = pictures[int(rng.integers(len(pictures)))]
     opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))]
     end = "?" if opening.startswith("Do you") else "."

@@ -27,5 +27,7 @@ def test_rows_carry_chance_blind_and_interval() -> None:
     made = Tally([1, 1, 0, 1], [0, 1, 0, 0], [0.5] * 4).row("presence", 85)
     assert (made["value"], made["setting"]["chance"], made["setting"]["blind"]) == (75.0, 50.0, 25.0)
     assert made["setting"]["low"] < 75 < made["setting"]["high"]
+    lazy = Tally([1, 1, 1, 0], truths=["yes", "yes", "yes", "no"]).row("presence")
+    assert lazy["value"] == 50.0  # always yes
     spans = _span_rows([1.0, 0.25], [0.5, 0.1], 30.0)
     assert spans[0]["value"] == 0.625 and spans[1]["value"] == 50.0

@@ -40,3 +40,5 @@ def test_unknown_evaluations_list_the_known_ones(tmp_path: Path) -> None:
         run_task("tarot", model=None, limit=None, out=tmp_path, options=[])
     with pytest.raises(ConfigError, match="lengths"):
         run_task("niah", model=None, limit=None, out=tmp_path, options=["length=5"])
+    with pytest.raises(ConfigError, match="limit=0"):
+        run_task("basics", model=None, limit=0, out=tmp_path, options=[])

@@ -12,7 +12,7 @@ import pytest
 from data_recipes.synth.shapes import HELD_OUT, LEVELS, Turn
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from eval.report import Row
-from eval.shapes import evaluate, questions
+from eval.shapes import _one_answer, evaluate, questions
 from vlm.media import probe
 from vlm.time import Span
 
@@ -40,6 +40,12 @@ def test_a_mute_model_scores_nothing_and_holds_nothing() -> None:
     rows = rows_by_name(lambda path, turn: ("", []), n=3)
     assert all(r["value"] == 0.0 for r in rows.values())
     assert rows["naming accuracy"]["holds"] is False
+
+
+def test_chance_is_the_commonest_answer_where_that_is_more() -> None:
+    assert _one_answer([("count", "one"), ("count", "one"), ("count", "two"), ("shape", "a star")]) == 0.75
+    rows = rows_by_name(lambda path, turn: ("one", []))
+    assert rows["count accuracy"]["value"] <= rows["count accuracy"]["setting"]["chance"] <= 0.9
 
 
 def test_guessing_presence_scores_about_chance() -> None:

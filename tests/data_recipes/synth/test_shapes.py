@@ -188,5 +188,9 @@ def test_a_mixture_keeps_its_shares_and_is_deterministic() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="'test'"):
         conversations("test", seed=0, size=1)
+    with pytest.raises(ConfigError, match=r"kinds=\['size'\]"):
+        conversations("train", seed=0, size=1, kinds=("size",))
+    with pytest.raises(ConfigError, match="seed=-1"):
+        conversations("train", seed=-1, size=1)[0]
     with pytest.raises(ConfigError, match="'hard'"):
         conversations("train", seed=0, size=1, level="hard")

@@ -14,7 +14,8 @@ from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import Clip, Item, Shot, Sound
 from data_recipes.synth.features import FeatureBank
 from data_recipes.synth.pictures import Name
-from data_recipes.synth.smol import SmolDataset, conversations, related, unrelated_names, vocabulary
+from data_recipes.synth.smol import SmolDataset, conversations
+from data_recipes.synth.smol_names import related, unrelated_names, vocabulary
 from data_recipes.synth.smol_questions import KINDS, PHRASINGS, Asker
 from tests.data_recipes.synth.bank import small_bank
 from vlm.errors import ConfigError
@@ -121,9 +122,21 @@ def test_yes_and_no_are_balanced() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_a_name_alone_does_not_tell_yes_from_no(share: float) -> None:
     """ImageNet's names are as common among what is not there as among what is."""
-    rng, pictures = np.random.default_rng(0), set(vocabulary(True))
-    names = [n for _ in range(40) for n in unrelated_names([FROG], rng, trained=True, classes=share)]
+    rng, pictures = np.random.default_rng(0), set(vocabulary("train"))
+    names = [n for _ in range(40) for n in unrelated_names([FROG], rng, split="train", classes=share)]
     assert np.mean([n not in pictures for n in names]) == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize("split", ["train", "picture"])
+def test_a_name_is_as_common_among_what_is_not_there_as_in_pictures(split: str) -> None:
+    """Whether a name has one picture or many in its split, or none, must not tell yes from no."""
+    rng, pictures = np.random.default_rng(0), Counter(vocabulary(split))
+    names = [
+        n for _ in range(80) for n in unrelated_names([Name("nothing like it", "")], rng, split=split, classes=0.0)
+    ]
+    assert set(names) <= set(pictures)
+    many = sum(count for count in pictures.values() if count > 1) / pictures.total()
+    assert np.mean([pictures[n] > 1 for n in names]) == pytest.approx(many, abs=0.06)
 
 
 def test_silent_clip_is_not_asked_what_is_said() -> None:
@@ -199,6 +212,9 @@ def test_frames_and_files_show_the_described_clip(bank: FeatureBank, tmp_path: P
 def test_wrong_arguments_name_the_choices() -> None:
     with pytest.raises(ConfigError, match=r"split='test'.*train"):
         conversations("test", size=1)
+    for wrong in ({"shots": (0, 0)}, {"seconds": (0, 5)}, {"turns": (4, 3)}, {"kinds": ("size",)}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
+            conversations(size=1, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"medium='pixels'.*features"):
         conversations("train", size=1, medium="pixels")
     assert conversations("train", size=5, kinds=("when",)).kinds == ("when",)
