@@ -4,13 +4,17 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from train.stages import Recipe, Stage
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -67,16 +71,20 @@ class History(Callback):
     file: TextIO | None = field(default=None, repr=False)
 
     def on_step(self, stage: Stage, record: Record) -> None:
-        if self.file is None:
-            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
-            if _ends_torn(self.path):
-                self.file.write("\n")
-        self.file.write(json.dumps(_finite(record)) + "\n")
-        self.file.flush()
+        try:
+            if self.file is None:
+                self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+                if _ends_torn(self.path):
+                    self.file.write("\n")
+            self.file.write(json.dumps(_finite(record)) + "\n")
+            self.file.flush()
+        except OSError as error:  # a full disk: the checkpoint will say so; a log is not worth the run
+            log.warning("step %s is not in %s: %s", record["step"], self.path, error)
 
     def on_end(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take; said already
+                self.file.close()
             self.file = None
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from vlm.errors import CheckpointError, TrainingError
+from vlm.errors import CheckpointError, ConfigError, TrainingError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -174,9 +174,14 @@ class CheckpointStore:
 
         Raises:
             TrainingError: Another trainer holds it; names its process id.
+            ConfigError: The folder cannot be made or written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a+", encoding="ascii") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            opened = open(self.folder / ".lock", "a+", encoding="ascii")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise ConfigError(f"{self.folder} cannot be written: {error}; set out= to another folder") from error
+        with opened as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -35,7 +35,8 @@ class Order:
         seed: Seed and whatever else tells this order from others (the stage's number).
         batch_size: Samples per optimizer step; only matters with ``lengths``.
         lengths: Length of each sample. Given, samples of similar length share a batch: each run of 50 batches is sorted
-            by length, cut into batches, and the batches are shuffled.
+            by length, cut into batches, and the batches are shuffled; an epoch leaves out what does not fill a batch, other
+            samples each time.
     """
 
     size: int
@@ -60,10 +61,13 @@ class Order:
 
     def index(self, position: int) -> int:
         """Dataset index of the sample at ``position`` (0 for the first one of the run)."""
-        return int(self.epoch(position // self.size)[position % self.size])
+        length = self.size
+        if self.lengths is not None and self.size >= self.batch_size:
+            length -= self.size % self.batch_size
+        return int(self.epoch(position // length)[position % length])
 
     def epoch(self, number: int) -> np.ndarray:
-        """The permutation ``[size]`` of one epoch."""
+        """The permutation ``[size]`` of one epoch; with ``lengths``, what does not fill a batch comes last."""
         if self._cache is None or self._cache[0] != number:
             self._cache = (number, self._permutation(number))
         return self._cache[1]

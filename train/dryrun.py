@@ -12,7 +12,7 @@ from torch import nn
 
 from train.build import build_dataset, build_model
 from train.data import Encode, MicroBatches, Order, pad_and_stack
-from train.prepare import freeze, freeze_report, learning_rates, set_rope_theta
+from train.prepare import freeze, freeze_report, learning_rates
 from train.stages import Recipe, Stage
 from vlm.errors import ConfigError
 from vlm.plugins import build_plugin
@@ -34,9 +34,7 @@ def describe(recipe: Recipe) -> str:
         f"out   {recipe.out}",
     ]
     for stage in recipe.stages:
-        if stage.rope_theta is not None:
-            set_rope_theta(model, stage.rope_theta, seq_len=stage.seq_len)
-        plugins = [build_plugin(p.call, p.args) for p in stage.plugins]
+        plugins = [build_plugin(p.call, p.args) for p in stage.all_plugins]
         for plugin in plugins:
             model = plugin.prepare(model)
         rates = learning_rates(model, stage)

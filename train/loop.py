@@ -31,7 +31,6 @@ from train.prepare import (
     keep_loss_connected,
     learning_rates,
     set_gradient_checkpointing,
-    set_rope_theta,
 )
 from train.signals import Preempted, Preemption
 from train.stages import Recipe, Stage
@@ -41,6 +40,7 @@ from train.state import (
     check_same_run,
     export_final,
     fingerprints,
+    live_buffers,
     load_weights,
     seed_everything,
     snapshot,
@@ -101,11 +101,9 @@ class Trainer:
     # -- one stage ---------------------------------------------------------------------------------------------------
 
     def _stage(self, number: int, stage: Stage, found: Checkpoint | None) -> None:
-        """Train one stage; one that ``found`` has behind it is only given its structure (plugins, rotary base)."""
+        """Train one stage; one that ``found`` has behind it is only given its structure (plugins)."""
         seed_everything(self.recipe.seed, number)
-        self.plugins = [build_plugin(p.call, p.args) for p in stage.plugins]
-        if stage.rope_theta is not None:
-            set_rope_theta(self.model, stage.rope_theta, seq_len=stage.seq_len)
+        self.plugins = [build_plugin(p.call, p.args) for p in stage.all_plugins]
         self._change_by("prepare")
         if found is None or found.stage == number:
             self._train(number, stage, found)
@@ -122,7 +120,7 @@ class Trainer:
         rates = learning_rates(self.model, stage)
         freeze(self.model, rates)
         set_gradient_checkpointing(self.model, stage.gradient_checkpointing)
-        self.trained |= set(rates)
+        self.trained |= set(rates) | live_buffers(self.model)
         self.progress = self.progress.next_stage(number) if found is None else Progress(**found.state["progress"])
         if self.accelerator.is_main_process:
             log.info("stage %s: %d of %d steps to go", stage.name, stage.steps - self.progress.step, stage.steps)
@@ -288,6 +286,7 @@ class Trainer:
             weights = snapshot(self.model, None if self.recipe.save == "all" else self.trained)
             optimizer = optimizer_tensors(self.optimizer.optimizer, self.names)
             state = {"progress": asdict(self.progress), "recipe": self.recipe.as_dict()}
+            state["trained"] = sorted(self.trained)
             path = self.store.save(stage.name, Checkpoint(state, {"weights": weights, "optimizer": optimizer}))
         for callback in self.callbacks:
             callback.on_save(path)

@@ -1,7 +1,7 @@
 """`nano`, from nothing: a 2-million-parameter video-language model for the shapes world, and its eyes alone for pretraining.
 
 python -m train nano_eyes && python -m train nano
-python -m train.nano runs/nano/final/trainable.safetensors --folder vlm/presets/nano
+python -m train.nano runs/nano/final --folder vlm/presets/nano
 """
 
 from __future__ import annotations
@@ -230,18 +230,25 @@ def _name_vectors(nano: VLMForConditionalGeneration, tokenizer: PreTrainedTokeni
     return vectors
 
 
-def export(weights: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
+def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
     """Write a trained nano as an ordinary ``save_pretrained`` folder, in half precision.
 
     Args:
-        weights: Safetensors file of a run: ``final/trainable.safetensors``, or ``weights.safetensors`` of a checkpoint.
+        run: The folder ``final`` of a run, or one of its checkpoints.
         folder: Where the model and its processor go.
 
     Raises:
-        CheckpointError: The file lacks a weight, or one has another shape.
+        CheckpointError: The folder has no weights, lacks one, or one has another shape.
     """
     from safetensors.torch import load_file
 
+    weights = next(
+        (f for f in (Path(run) / "model.safetensors", Path(run) / "weights.safetensors") if f.is_file()), None
+    )
+    if weights is None:
+        raise CheckpointError(
+            f"{run} holds no model.safetensors (of a finished run) or weights.safetensors (of a checkpoint)"
+        )
     nano, processor = model()
     own, found = nano.state_dict(), load_file(weights)
     tied = {"language_model.lm_head.weight"}

@@ -1,4 +1,4 @@
-"""What a stage does to a model before training: freeze policy, learning rates by module, rotary base, recomputation."""
+"""What a stage does to a model before training: freeze policy, learning rates by module, recomputation."""
 
 from __future__ import annotations
 
@@ -82,28 +82,6 @@ def freeze_report(model: nn.Module, rates: dict[str, float]) -> list[str]:
             + (f"  lr {', '.join(f'{v:g}' for v in values)}" if values else "")
         )
     return lines
-
-
-def set_rope_theta(model: nn.Module, theta: float, *, seq_len: int) -> None:
-    """Give the language model another rotary base and room for ``seq_len`` positions (context extension, LongVILA
-    §3.3).
-
-    Raises:
-        ConfigError: The model has no rotary embedding built from a config.
-    """
-    found = False
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            config: Any = getattr(child, "config", None)
-            frequencies = child._buffers.get("inv_freq")
-            if frequencies is None or getattr(config, "rope_parameters", None) is None:
-                continue
-            config.rope_parameters["rope_theta"] = theta
-            config.max_position_embeddings = max(config.max_position_embeddings, seq_len)
-            setattr(parent, name, type(child)(config=config).to(frequencies.device))
-            found = True
-    if not found:
-        raise ConfigError(f"rope_theta={theta}: the model has no rotary embedding that is built from a config")
 
 
 def set_gradient_checkpointing(model: Any, on: bool) -> None:

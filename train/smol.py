@@ -102,13 +102,13 @@ def export(final: Path, folder: Path | None = None) -> Path:
     _, processor = base()
     ids = time_token_ids(processor)
     out: dict[str, torch.Tensor] = {}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items(), key=lambda item: not item[0].endswith(".token_rows")):  # newest first
         if name.startswith("mm_projector."):
             out[name] = value
         elif name.endswith(".token_rows"):
             out["time_rows"] = value
-        elif name.endswith(".embed_tokens.weight"):  # at the end of a run, rows are back in their table
-            out["time_rows"] = value[ids]
+        elif name.endswith(".embed_tokens.weight"):  # rows of a stage that has ended are back in their table
+            out.setdefault("time_rows", value[ids])
         elif ".lora_" in name:
             module, side = name.removeprefix("language_model.").split(".lora_")
             out[f"lora.{module}.{side[0]}"] = value

@@ -90,14 +90,26 @@ class Stage:
     collate: Call | None = None
     plugins: list[Call] = field(default_factory=list)
 
+    @property
+    def all_plugins(self) -> list[Call]:
+        """The rotary base if it is new, then `plugins`."""
+        if self.rope_theta is None:
+            return self.plugins
+        return [Call("rotary_base", {"theta": self.rope_theta, "seq_len": self.seq_len}), *self.plugins]
+
     def __post_init__(self) -> None:
         _check_not_none(self)
         for name in ("steps", "batch_size", "grad_accum", "seq_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must be at least 1")
         for name in ("warmup", "min_lr", "weight_decay", "grad_clip", "max_bad"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must be finite and not negative")
+        for name in ("rope_theta", "frames"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"stages.{self.name}.{name}={value} must be positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"stages.{self.name}.betas={list(self.betas)} must be at least 0 and below 1")
         for pattern, lr in self.trainable.items():
             if not 0 <= lr < float("inf"):
                 raise ConfigError(
@@ -172,8 +184,11 @@ class Recipe:
         for name in ("save_every", "log_every", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.workers < 0:
-            raise ConfigError(f"workers={self.workers} must not be negative")
+        for name in ("workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 < self.timeout < float("inf"):
+            raise ConfigError(f"timeout={self.timeout} must be a positive number of seconds")
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON-ready data, every default filled in."""

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from train.checkpoint import Checkpoint, atomic_write, save_tensors
 from train.stages import Recipe
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import CheckpointError, ConfigError, TrainingError
 from vlm.plugins.parts import PARTS, PARTS_JSON, tensors_by_name
 
 log = logging.getLogger(__name__)
@@ -69,22 +69,21 @@ def seed_everything(*path: int) -> None:
 
 
 def snapshot(model: nn.Module, names: set[str] | None) -> dict[str, torch.Tensor]:
-    """Tensors to save: all of them, or the parameters in ``names`` and the buffers that go with those being trained."""
+    """Tensors to save: all of them, or those in ``names``."""
     tensors = tensors_by_name(model)
     if names is not None:
-        wanted = names | _live_buffers(model)
-        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in names}
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _live_buffers(model: nn.Module) -> set[str]:
-    """Buffers of modules with trained parameters of their own (batch norm statistics)."""
+def live_buffers(model: nn.Module) -> set[str]:
+    """Buffers of modules with parameters of their own that are being trained (batch norm statistics)."""
     owners = [(p, m) for p, m in model.named_modules() if any(q.requires_grad for q in m.parameters(recurse=False))]
     return {f"{path}.{key}".lstrip(".") for path, module in owners for key in module._buffers}
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
-    """Copy a checkpoint's weights into the model; returns their names.
+    """Copy a checkpoint's weights into the model; returns the names of those that were trained.
 
     Raises:
         CheckpointError: A tensor has no place in the model or another shape there.
@@ -101,7 +100,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
             )
         with torch.no_grad():
             own[name].copy_(tensor)
-    return set(checkpoint.tensors["weights"])
+    return set(checkpoint.state.get("trained", checkpoint.tensors["weights"]))
 
 
 Fingerprints = dict[str, tuple[Any, ...]]
@@ -167,23 +166,33 @@ def export_final(recipe: Recipe, model: Any, processor: Any, trained: set[str], 
         processor: Saved next to a whole model; None if there is none.
         trained: Names of what was trained.
         done: How many stages were run.
+
+    Raises:
+        TrainingError: The folder cannot be written.
     """
     folder = Path(recipe.out) / "final"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{PARTS}"
-    save_tensors(temporary, snapshot(model, trained))
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, folder / PARTS)
-    stages = recipe.as_dict()["stages"][:done]
-    parts = {
-        "schema": 1,
-        "sha256": digest,
-        "model": recipe.as_dict()["model"],
-        "plugins": [s["plugins"] for s in stages],
-    }
-    atomic_write(folder / PARTS_JSON, (json.dumps({**parts, "recipe": recipe.as_dict()}, indent=1) + "\n").encode())
-    whole = recipe.save == "all" and not any(".lora_" in name for name in tensors_by_name(model))
-    for part in (model, processor) if whole else ():
-        if hasattr(part, "save_pretrained"):
-            part.save_pretrained(folder)
+    earlier = [] if recipe.init is None else json.loads((Path(recipe.init) / PARTS_JSON).read_text())["plugins"]
+    plugins = [[asdict(plugin) for plugin in stage.all_plugins] for stage in recipe.stages[:done]]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{PARTS}"
+        save_tensors(temporary, snapshot(model, trained))
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        os.replace(temporary, folder / PARTS)
+        parts = {
+            "schema": 1,
+            "sha256": digest,
+            "model": recipe.as_dict()["model"],
+            "plugins": [*earlier, *plugins],
+            "recipe": recipe.as_dict(),
+        }
+        atomic_write(folder / PARTS_JSON, (json.dumps(parts, indent=1) + "\n").encode())
+        whole = recipe.save == "all" and not any(".lora_" in name for name in tensors_by_name(model))
+        for part in (model, processor) if whole else ():
+            if hasattr(part, "save_pretrained"):
+                part.save_pretrained(folder)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} could not be written: {error}. Training is done and in the checkpoints; make room and start again"
+        ) from error
     return folder

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vlm.errors import CheckpointError
+from vlm.plugins.parts import tensors_by_name
 
 pytest.importorskip("timm")
 
-from train.nano import eyes_model, model
+from train.nano import export, eyes_model, model
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,17 @@ def test_eyes_are_taken_over_exactly(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(CheckpointError, match="nano_eyes"):
         model(eyes=str(empty))
+
+
+def test_a_finished_run_and_a_checkpoint_export_the_same_model(tmp_path: Path) -> None:
+    nano, _ = model(seed=5)
+    final, checkpoint = tmp_path / "final", tmp_path / "checkpoint"
+    nano.save_pretrained(final)
+    checkpoint.mkdir()
+    save_file({k: v.clone() for k, v in tensors_by_name(nano).items()}, checkpoint / "weights.safetensors")
+    one, two = (
+        load_file(export(run, tmp_path / run.stem / "out") / "model.safetensors") for run in (final, checkpoint)
+    )
+    assert one and set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+        export(tmp_path)

@@ -29,10 +29,9 @@ def test_a_checkpoint_and_a_finished_run_export_the_same_parts(tmp_path: Path) -
     checkpoint, final = tmp_path / "checkpoint", tmp_path / "final"
     for folder in (checkpoint, final):
         folder.mkdir()
-    save_file(
-        {**common, "language_model.model.embed_tokens.token_rows": rows.contiguous()},
-        checkpoint / "weights.safetensors",
-    )
+    stale = {"language_model.model.embed_tokens.weight": torch.zeros_like(table)}  # as it was after an earlier stage
+    now = {"language_model.model.embed_tokens.trained.token_rows": rows.contiguous()}
+    save_file({**common, **stale, **now}, checkpoint / "weights.safetensors")
     save_file({**common, "language_model.model.embed_tokens.weight": table}, final / "trainable.safetensors")
     plugins = [{"call": "lora", "args": {"r": 8, "alpha": 16.0}}]
     (final / "recipe.json").write_text(
