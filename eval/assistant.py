@@ -60,11 +60,6 @@ class AssistantModel:
         targets, logits = self._forced(video, question, answer)
         return bool((logits.argmax(-1) == targets).all())
 
-    def forced_logprob(self, video: Video, question: str, answer: str) -> float:
-        """Natural logarithm of the probability of ``answer`` (without the end of the turn)."""
-        targets, logits = self._forced(video, question, answer)
-        return float(logits.log_softmax(-1).gather(1, targets[:, None]).sum())
-
     def count_tokens(self, video: Video, question: str) -> int:
         """Length of the prompt in tokens."""
         return len(self.assistant.processor.prompt(self._messages(video, question), add_generation_prompt=True).ids)

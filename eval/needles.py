@@ -14,9 +14,9 @@ from vlm.media import Video
 
 MODES = ("insert", "replace")
 _LETTERS = "ABCDEFGHIJ"
-_LETTER = re.compile(
-    r"\W*(?:the\s+)?(?:(?:answer|option|letter)\s*(?:is)?\W*)?([a-z])\s*(?:$|[.):,;\n])", re.IGNORECASE
-)
+_SAID = r"\W*(?i:the\s+)?(?i:answer|option|letter)(?i:\s+is)?\W*"
+_LETTER = re.compile(rf"{_SAID}([A-Z])\b|(?:{_SAID}|\W*)([A-Za-z])\s*(?:$|[^\w\s'])")
+"""A letter that is said to be the answer, or one on its own or before a sign: group 1 or 2."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,6 @@ class NeedleModel(Protocol):
 
     def count_tokens(self, video: Video, question: str) -> int:
         """Length of the prompt in tokens."""
-
-
-class NeedleSource(Protocol):
-    """Makes needles."""
-
-    def __call__(self, *, size: int, seed: int) -> Sequence[Needle]:
-        """Needles with pictures of about ``size`` pixels, a pure function of the seed."""
 
 
 class Haystack(Protocol):
@@ -122,7 +115,7 @@ def is_right(reply: str, answer: str, wrong: Sequence[str] = ()) -> bool:
     """Whether free words give the answer: its letter, or its words and none of the ``wrong`` answers."""
     if answer in _LETTERS and len(answer) == 1:
         found = _LETTER.match(reply)
-        return found is not None and found[1].upper() == answer
+        return found is not None and (found[1] or found[2]).upper() == answer
     said = _words(reply)
     return _words(answer) in said and not any(_words(w) in said for w in wrong if w != answer)
 

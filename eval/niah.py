@@ -156,6 +156,8 @@ def run(
         seed: Of the needles and of the generated haystack.
         fresh: Measure again what the results file already has.
     """
+    if depths < 1:
+        raise ConfigError(f"depths={depths} must be 1 or more")
     from eval.assistant import AssistantModel
     from eval.haystacks import FileHaystack, ShapesHaystack, digit_needles
     from vlm.presets import load

@@ -215,23 +215,6 @@ def markdown_table(results: str | Path | dict[str, Any], *, only: str | None = N
     return "\n".join(lines)
 
 
-def write_table_into(md_path: str | Path, marker: str, table: str) -> bool:
-    """Put ``table`` between ``<!-- results:MARKER -->`` and ``<!-- /results:MARKER -->``; says whether that changed it.
-
-    Raises:
-        DataError: The file lacks the pair of markers, or has it more than once.
-    """
-    path = Path(md_path)
-    text = path.read_text(encoding="utf-8")
-    begin, end = f"<!-- results:{marker} -->", f"<!-- /results:{marker} -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise DataError(f"{path.name} needs the lines {begin!r} and {end!r} once each, in this order")
-    new = f"{text[: text.index(begin)]}{begin}\n{table.strip()}\n{text[text.index(end) :]}"
-    if new != text:
-        write_text(path, new)
-    return new != text
-
-
 def heat_maps(
     path: str | Path, panels: dict[str, Any], *, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str]
 ) -> Path:

@@ -58,12 +58,6 @@ def read_sentences() -> tuple[Utterance, ...]:
 
 
 @cache
-def spoken_captions() -> tuple[Utterance, ...]:
-    """Recorded English captions of stamps (44.1 kHz Vorbis, a few seconds each)."""
-    return tuple(Utterance(p.spoken, p.caption) for p in stamps() if p.spoken is not None)
-
-
-@cache
 def clip_seconds(path: Path) -> float:
     """Length of a sound file in seconds."""
     from vlm.media import load_audio

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_recipes.sources import DEBIAN_PACKAGES, debian_package, pypi_wheel
+from data_recipes.sources import DEBIAN_PACKAGES, debian_package
 from vlm.errors import ConfigError, DataError
 
 
@@ -32,11 +32,3 @@ def test_other_systems_get_a_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"opencv-doc .*no apt-get"):
         debian_package("opencv-doc")
-
-
-def test_missing_wheel_is_a_data_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VLM_CACHE", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(DataError, match="vlm-no-such-package==1"):
-        pypi_wheel("vlm-no-such-package", "1", "0" * 64)

@@ -143,6 +143,11 @@ def test_the_right_option_stands_behind_every_letter_once() -> None:
         ("(b)", "B", True),
         ("B. yellow", "B", True),
         ("The answer is B.", "B", True),
+        ("**B**", "B", True),
+        ("B - cat", "B", True),
+        ("The answer is B because it is a cat.", "B", True),
+        ("The answer is a cat", "A", False),
+        ("A's", "A", False),
         ("Answer: C", "B", False),
         ("A dog, so B", "A", False),
         ("Bad", "B", False),
@@ -227,7 +232,9 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
 
 
 def test_a_haystack_that_is_too_short_is_named(clip: Path) -> None:
-    assert len(FileHaystack(clip, SIZE)(8).frames) == 8
+    hay = FileHaystack(clip, SIZE)
+    assert len(hay(8).frames) == 8
+    assert hay.name != FileHaystack(clip, 2 * SIZE).name
 
     @dataclass(frozen=True)
     class Short(Noise):
@@ -276,9 +283,7 @@ def test_a_model_that_learnt_one_answer_scores_only_with_it() -> None:
     model = AssistantModel(assistant)
     assert model.answer(video, "What digit?") == "42"
     assert model.forced_match(video, "What digit?", "42")
-    assert model.forced_logprob(video, "What digit?", "42") > -0.5
     assert not model.forced_match(video, "What digit?", "43")
-    assert model.forced_logprob(video, "What digit?", "43") < -2
 
 
 def test_forced_scores_equal_a_plain_training_forward(tiny: Assistant) -> None:

@@ -22,7 +22,6 @@ from eval.report import (
     row,
     wilson,
     write_results,
-    write_table_into,
     write_text,
 )
 from vlm.errors import DataError
@@ -148,16 +147,6 @@ def test_markdown_table(tmp_path: Path) -> None:
     assert table[4] == "| speech | – | ≥ 50 |  | why no whisper here |"
     assert table[5] == "| frames | 12,345 |  |  |  |"
     assert len(markdown_table(results(tmp_path), only="^pres").splitlines()) == 3
-
-
-def test_tables_are_put_between_markers(tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- results:basics -->\nold\n<!-- /results:basics -->\nafter\n")
-    assert write_table_into(page, "basics", "| a |\n")
-    assert page.read_text() == "before\n<!-- results:basics -->\n| a |\n<!-- /results:basics -->\nafter\n"
-    assert not write_table_into(page, "basics", "| a |")
-    with pytest.raises(DataError, match="results:niah"):
-        write_table_into(page, "niah", "| a |")
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from data_recipes.synth.imagenet import imagenet_classes
 from data_recipes.synth.photographs import photographs
-from data_recipes.synth.speech import clip_seconds, invented_sentence, read_sentences, spoken_captions
+from data_recipes.synth.speech import clip_seconds, invented_sentence, read_sentences
 from vlm.errors import CheckpointError, DataError, MissingDependencyError
 
 _MISSING = (CheckpointError, DataError, MissingDependencyError)
@@ -36,13 +36,10 @@ def test_read_sentences() -> None:
     assert all(2.0 < clip_seconds(s.path) < 10.0 for s in sentences)
 
 
-def test_spoken_captions_and_invented_sentences() -> None:
+def test_invented_sentences() -> None:
     try:
-        spoken = spoken_captions()
+        texts = {invented_sentence(np.random.default_rng(i)) for i in range(50)}
     except DataError as error:
         pytest.skip(str(error))
-    assert len(spoken) > 50
-    assert 0.3 < clip_seconds(spoken[0].path) < 5.0
-    texts = {invented_sentence(np.random.default_rng(i)) for i in range(50)}
     assert len(texts) > 30
     assert all(t[0].isupper() or not t[0].isalpha() for t in texts)
