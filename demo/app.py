@@ -140,7 +140,7 @@ def _messages(session: Session) -> list[dict[str, str]]:
 
 
 def _friendly(error: VLMError) -> str:
-    return f"I cannot use {error.source}: it {error.cause}." if isinstance(error, MediaError) else str(error)
+    return f"I cannot use {error}." if isinstance(error, MediaError) else str(error)
 
 
 def _player(session: Session) -> str:

@@ -26,6 +26,14 @@ MAX_TEMPERATURE = 1.5
 MAX_IMAGES = 8
 DECODE_TIMEOUT = 60.0  # seconds of wall clock for one upload
 
+# What a visitor can do about a limit, whose name in `MediaLimits` says nothing to them.
+ADVICE = {
+    "max_frames": "choose fewer frames, or a shorter part of the clip with From and To",
+    "max_seconds": "give a shorter one",
+    "max_pixels": "give a smaller one",
+    "max_bytes": "give a smaller one",
+}
+
 LIMITS = MediaLimits(
     max_bytes=MAX_UPLOAD_BYTES,
     max_pixels=40_000_000,
@@ -179,7 +187,16 @@ def _read(path: Path, kind: str, look: Look, processor: VLMProcessor) -> Any:
             timeout=DECODE_TIMEOUT,
         )
     except MediaError as error:
-        raise type(error)(path.name, _without_folder(error.cause, [path])) from error
+        raise type(error)(path.name, _for_visitors(_without_folder(error.cause, [path]))) from error
+
+
+def _for_visitors(cause: str) -> str:
+    """Advice for who runs the code -> advice for who looks at the page."""
+
+    def advice(match: re.Match[str]) -> str:
+        return ADVICE.get(match[1], "give a shorter or smaller one")
+
+    return re.sub(r"raise MediaLimits\.(\w+) to allow it", advice, cause)
 
 
 def _without_folder(text: str, files: Sequence[Path]) -> str:

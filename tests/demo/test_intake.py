@@ -119,6 +119,17 @@ def test_errors_name_the_file_and_not_its_folder(processor: VLMProcessor, broken
         assert str(tmp_path) not in str(caught.value)
 
 
+def test_limits_are_told_in_terms_of_the_page(processor: VLMProcessor, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaError) as caught:
+        read_files([clip], Look(fps=1000.0), processor)
+    assert str(caught.value) == (
+        "clip.mp4: 2,000 frames exceed the limit of 256; choose fewer frames, or a shorter part of the clip with From and To"
+    )
+    images = [Image.new("RGB", (20, 10), (i % 256, i // 2, 0)) for i in range(MAX_FRAMES + 4)]
+    images[0].save(tmp_path / "long.gif", save_all=True, append_images=images[1:], duration=100)
+    assert len(read_files([tmp_path / "long.gif"], Look(num_frames=4), processor).options["video"]) == 4
+
+
 def test_a_truncated_clip_is_used_with_a_note(processor: VLMProcessor, tmp_path: Path) -> None:
     from vlm.media import write_video
 

@@ -17,7 +17,8 @@ class MediaLimits:
         max_bytes: Size of the (compressed) file.
         max_pixels: Width × height of one frame or image.
         max_seconds: Length of a video or of decoded sound.
-        max_frames: Frames of one request, and frames of an animated image or a folder.
+        max_frames: Frames of one request.
+        max_source_frames: Frames of an animated image, a folder or a sequence, from which a request takes some.
         max_decoded_bytes: Decoded frames (or samples) held at once.
         max_wall_seconds: Time spent in one request, checked between packets. A hard limit, which also covers a hang
             inside a decoder, is `load_video(..., timeout=...)`.
@@ -27,6 +28,7 @@ class MediaLimits:
     max_pixels: int = 50_000_000
     max_seconds: float = 24 * 3600.0
     max_frames: int = 65_536
+    max_source_frames: int = 65_536
     max_decoded_bytes: int = 4 << 30
     max_wall_seconds: float = 3600.0
 
@@ -52,6 +54,10 @@ class MediaLimits:
     def check_frames(self, source: str, count: int) -> None:
         """Check the number of frames of a request."""
         self._check(source, "frames", count, "max_frames", self.max_frames)
+
+    def check_source_frames(self, source: str, count: int) -> None:
+        """Check the number of frames that an animation, a folder or a sequence holds."""
+        self._check(source, "frames in it", count, "max_source_frames", self.max_source_frames)
 
     def check_decoded(self, source: str, size: int) -> None:
         """Check the bytes that decoded frames or samples occupy together."""

@@ -229,7 +229,7 @@ def _request(
     if shape is not None:
         limits.check_pixels(info.source, shape[1], shape[0])
     first, last = resolve_window(info.source, info.duration, start, end)
-    limits.check_frames(info.source, count_times(first, last, num_frames=num_frames, fps=fps))
+    limits.check_frames(info.source, count_times(first, last, num_frames=num_frames, fps=fps, rule=sampling))
     times = None
     if num_frames is not None or fps is not None:
         times = sample_times(first, last, num_frames=num_frames, fps=fps, rule=sampling)

@@ -11,6 +11,7 @@ from vlm.errors import ConfigError, MediaError
 
 Sampling = Literal["centres", "endpoints"]
 
+_MANY = 1e15  # above any limit, and still a number that can be counted with
 _EPSILON = 1e-6  # seconds; forgives rounding of times that were computed from frame rates
 
 
@@ -52,10 +53,10 @@ def sample_times(
         return start + (np.arange(num_frames, dtype=np.float64) + 0.5) * (length / num_frames)
     if fps is None:
         raise ConfigError("give num_frames or fps")
+    numbers = np.arange(count_times(start, end, num_frames=None, fps=fps, rule=rule), dtype=np.float64)
     if rule == "endpoints":
-        return start + np.arange(math.floor(length * fps + _EPSILON) + 1, dtype=np.float64) / fps
-    cells = max(1, math.floor(length * fps + 0.5 + _EPSILON))
-    return np.minimum(start + (np.arange(cells, dtype=np.float64) + 0.5) / fps, end)
+        return start + numbers / fps
+    return np.minimum(start + (numbers + 0.5) / fps, end)
 
 
 def check_request(*, num_frames: int | None, fps: float | None, rule: str = "centres") -> None:
@@ -74,11 +75,14 @@ def check_request(*, num_frames: int | None, fps: float | None, rule: str = "cen
         raise ConfigError(f"sampling must be one of {', '.join(get_args(Sampling))}, not {rule!r}")
 
 
-def count_times(start: float, end: float, *, num_frames: int | None, fps: float | None) -> int:
-    """Upper bound of the number of times `sample_times` returns, without building them."""
+def count_times(start: float, end: float, *, num_frames: int | None, fps: float | None, rule: Sampling) -> int:
+    """How many times `sample_times` returns, without building them; 0 for neither a number nor a rate."""
     if num_frames is not None:
         return num_frames
-    return 0 if fps is None else math.floor((end - start) * fps + 1 + _EPSILON)
+    if fps is None:
+        return 0
+    cells = min((end - start) * fps, _MANY) + _EPSILON
+    return math.floor(cells) + 1 if rule == "endpoints" else max(1, math.floor(cells + 0.5))
 
 
 def resolve_window(source: str, duration: float, start: float | None, end: float | None) -> tuple[float, float]:

@@ -44,7 +44,7 @@ class StillsReader:
         limits: MediaLimits,
     ) -> None:
         self._open = ExitStack()
-        limits.check_frames(name, len(starts))
+        limits.check_source_frames(name, len(starts))
         limits.check_seconds(name, end)
         self._name = name
         self._starts = starts
@@ -158,7 +158,7 @@ def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
     durations: list[float] = []
     try:
         while True:
-            limits.check_frames(source.name, len(durations) + 1)
+            limits.check_source_frames(source.name, len(durations) + 1)
             image.seek(len(durations))
             limits.check_pixels(source.name, *image.size)  # every frame may enlarge the canvas
             image.load()

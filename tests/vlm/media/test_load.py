@@ -108,6 +108,15 @@ def test_animations_keep_their_own_times(tmp_path: Path, kind: str) -> None:
     assert [number_of(f) for f in load_video(path, num_frames=4, sampling="endpoints").frames] == [0, 1, 4, 5]
 
 
+@pytest.mark.parametrize("rate", [{"num_frames": 4}, {"fps": 2.0}])
+def test_more_frames_than_are_asked_for_may_be_there(tmp_path: Path, rate: dict[str, Any]) -> None:
+    images = [Image.fromarray(picture(i)) for i in range(20)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
+    assert len(load_video(tmp_path / "a.gif", limits=MediaLimits(max_frames=4), **rate)) == 4
+    with pytest.raises(MediaLimitError, match=r"20 frames in it .* raise MediaLimits\.max_source_frames"):
+        load_video([picture(0)] * 20, limits=MediaLimits(max_source_frames=19), **rate)
+
+
 def enlarge_last_frame(folder: Path, width: int, height: int) -> bytes:
     """A GIF of three frames, the last of which claims another size."""
     images = [Image.fromarray(picture(i)) for i in range(3)]
