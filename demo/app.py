@@ -307,5 +307,5 @@ def serve(assistant: Assistant, *, host: str = "127.0.0.1", port: int = 7860, sh
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)
         try:
             build(assistant).launch(**launch_options(host=host, port=port, share=share))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # taken, not allowed; no port at all
             raise ConfigError(f"cannot serve on {host}:{port} ({error}); choose another with --port") from error

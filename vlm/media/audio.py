@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _GAP = 0.05  # s; where the stated times differ by more from the samples so far, silence or a cut keeps sound in place
 _RESTART = 1.0  # s; a leap back by more than this is a clock that begins anew (files put one after another)
+_MAX_RATE = 768_000  # samples per second; the highest that sound is recorded at
 _PREROLL = 1.0  # s; decoded before the window and thrown away, because codecs need some packets to settle
 
 
@@ -51,12 +54,21 @@ def load_audio(
         MediaError: No sound track, or nothing in the window can be decoded.
         MediaLimitError: More sound than the limits allow.
     """
-    if rate < 1:
-        raise ConfigError(f"rate must be a positive number of samples per second, not {rate}")
-    if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+    check_rate("rate", rate)
+    if not (0 <= (start or 0) < math.inf) or (end is not None and not end > (start or 0)):
         raise ConfigError(f"start={start} and end={end} must be seconds with 0 <= start < end")
     limits = limits or MediaLimits()
     return read_audio(resolve(src, limits), rate, start or 0.0, end, limits)
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Refuse a sample rate that no sound has; `name` is the argument's.
+
+    Raises:
+        ConfigError: Names the argument and the value.
+    """
+    if not (isinstance(rate, Integral) and 1 <= rate <= _MAX_RATE):
+        raise ConfigError(f"{name} must be a number of samples per second from 1 to {_MAX_RATE}, not {rate!r}")
 
 
 def read_audio(

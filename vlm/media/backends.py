@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm.errors import ConfigError, MediaError, MissingDependencyError
 from vlm.media.convert import Scaler, resize
-from vlm.media.limits import MediaLimits
+from vlm.media.limits import Deadline, MediaLimits
 from vlm.media.probe import presentation_times
 from vlm.media.pyav import FrameAt, PyavReader, Request
 from vlm.media.source import Source
@@ -52,6 +52,7 @@ class _OptionalReader:
 
     def __init__(self, source: Source, limits: MediaLimits) -> None:
         self._load_library()
+        self.deadline = Deadline(limits.max_wall_seconds)
         with PyavReader(source, limits) as reader:
             self.info = replace(reader.info, backend=self.backend)
         self._source = source
@@ -100,6 +101,7 @@ class _OptionalReader:
             indices = np.arange(max(first, 0), int(np.searchsorted(starts, request.end - _SLACK)))
         indices = np.maximum(indices, 0)
         for place in range(0, len(indices), _CHUNK):
+            self.deadline.check(self._source.name)
             part = indices[place : place + _CHUNK]
             try:
                 frames = self._frames_at(part.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ def resolve_size(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence | np.ndarray) else (size, size)
     if len(pair) != 2 or any(not isinstance(x, int | np.integer) or x < 1 for x in pair):
         raise ConfigError(f"size must be a positive int or (height, width), not {size!r}")
     return int(pair[0]), int(pair[1])

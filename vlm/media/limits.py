@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vlm.errors import ConfigError, MediaLimitError
@@ -20,7 +22,8 @@ class MediaLimits:
         max_frames: Frames of one request.
         max_source_frames: Frames of an animated image, a folder or a sequence, from which a request takes some.
         max_decoded_bytes: Decoded frames (or samples) held at once.
-        max_wall_seconds: Time spent in one request, checked between packets. A hard limit, which also covers a hang
+        max_wall_seconds: Time spent in one request (the caller's own between batches not counted), checked between
+            packets or stills. A hard limit, which also covers a hang
             inside a decoder, is `load_video(..., timeout=...)`.
     """
 
@@ -77,10 +80,22 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
+        self._paused = False
 
     def check(self, source: str) -> None:
         """Raise `MediaLimitError` once the budget is spent."""
-        if time.monotonic() > self._end:
+        if time.monotonic() > self._end and not self._paused:
             raise MediaLimitError(
                 source, f"decoding took longer than {self.seconds:g} s; raise MediaLimits.max_wall_seconds to allow it"
             )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is somebody else's and not counted."""
+        began = time.monotonic()
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._end += time.monotonic() - began
+            self._paused = False

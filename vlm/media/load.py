@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, Self, get_args
 
 import numpy as np
 
 from vlm.errors import ConfigError, MediaError, MediaLimitError, MediaWarning
-from vlm.media.audio import read_audio
+from vlm.media.audio import check_rate, read_audio
 from vlm.media.convert import resolve_size
-from vlm.media.limits import MediaLimits
+from vlm.media.limits import Deadline, MediaLimits
 from vlm.media.pyav import FrameAt, PyavReader, Request
 from vlm.media.sampling import Sampling, check_request, count_times, resolve_window, sample_times
 from vlm.media.source import Source, resolve_files
@@ -30,6 +31,7 @@ class Reader(Protocol):
     """What a back end has to offer; a context manager that closes what it opened."""
 
     info: VideoInfo
+    deadline: Deadline
 
     def __enter__(self) -> Self: ...
 
@@ -112,6 +114,8 @@ def load_video(
         )
     limits = limits or MediaLimits()
     check_request(num_frames=num_frames, fps=fps, rule=sampling)
+    if audio_rate is not None:
+        check_rate("audio_rate", audio_rate)
     files = resolve_files(src, limits)
     with _open_reader(files, backend, frame_fps, limits) as reader:
         request_ = _request(reader.info, num_frames, fps, start, end, size, sampling, snap, limits)
@@ -165,14 +169,10 @@ def iter_video(
         height, width = request.size or (reader.info.height, reader.info.width)
         limits.check_decoded(reader.info.source, batch_frames * height * width * 3)
         with closing(_limited(reader, request, limits)) as stream:
-            batch: list[FrameAt] = []
-            for item in stream:
-                batch.append(item)
-                if len(batch) == batch_frames:
-                    yield _stack(batch)
-                    batch = []
-            if batch:
-                yield _stack(batch)
+            while batch := list(islice(stream, batch_frames)):
+                arrays = _stack(batch)
+                with reader.deadline.paused():
+                    yield arrays
 
 
 def probe(src: VideoSource, *, frame_fps: float = 1.0, limits: MediaLimits | None = None) -> VideoInfo:
@@ -197,8 +197,6 @@ def _open_reader(src: Any, backend: Backend, frame_fps: float, limits: MediaLimi
     if isinstance(src, Path):
         return from_folder(src, frame_fps, limits)
     if not isinstance(src, Source):
-        if not hasattr(src, "__len__") or not hasattr(src, "__getitem__"):
-            raise MediaError(repr(type(src)), "is neither a path, bytes, a file object, nor a sequence of frames")
         return from_frames(src, frame_fps, limits)
     if src.animation() is not None:
         return from_animation(src, limits)
@@ -224,7 +222,10 @@ def _request(
     if snap not in get_args(Snap):
         raise ConfigError(f"snap must be one of {', '.join(get_args(Snap))}, not {snap!r}")
     if info.duration is None:
-        raise MediaError(info.source, "states no length and holds no packets to measure it by")
+        raise MediaError(
+            info.source,
+            "states no length, and its packets no times to measure it by; if it is a raw stream, put it into an mp4 or mkv first",
+        )
     shape = resolve_size(size)
     if shape is not None:
         limits.check_pixels(info.source, shape[1], shape[0])
@@ -273,8 +274,6 @@ def _stack(batch: list[FrameAt]) -> tuple[np.ndarray, np.ndarray]:
 def _load_sound(files: Any, info: VideoInfo, request: Request, rate: int | None, limits: MediaLimits) -> Audio | None:
     if rate is None or not info.has_audio:
         return None
-    if rate < 1:
-        raise ConfigError(f"audio_rate must be a positive number of samples per second, not {rate}")
     try:
         return read_audio(files, rate, request.start, request.end, limits, info.start)
     except MediaLimitError:

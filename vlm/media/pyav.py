@@ -65,19 +65,19 @@ class PyavReader:
     def __init__(self, source: Source, limits: MediaLimits) -> None:
         self._source = source
         self._limits = limits
-        self._deadline = Deadline(limits.max_wall_seconds)
+        self.deadline = Deadline(limits.max_wall_seconds)
         self._cursors: list[Cursor] = []
         container = open_container(source, limits)
         try:
             stream = video_stream(container, source)
             limits.check_pixels(source.name, stream.codec_context.width, stream.codec_context.height)
-            cursor = Cursor(container, stream, source, limits, self._deadline)
+            cursor = Cursor(container, stream, source, limits, self.deadline)
             self._cursors.append(cursor)
             first = next(cursor.frames_at([stream.start_time or 0]), None)
             cursor.missing.clear()
             begin = stream.start_time if first is None else first.pts
             self._zero = presentation_zero(container, stream, begin)
-            duration = find_duration(container, stream, begin, self._zero, source, limits, self._deadline)
+            duration = find_duration(container, stream, begin, self._zero, source, limits, self.deadline)
             self.info = self._describe(cursor, first, duration)
         except BaseException:
             container.close()
@@ -189,7 +189,7 @@ class PyavReader:
 
     def _open_another(self) -> Cursor:
         container = open_container(self._source, self._limits)
-        return Cursor(container, video_stream(container, self._source), self._source, self._limits, self._deadline)
+        return Cursor(container, video_stream(container, self._source), self._source, self._limits, self.deadline)
 
     # ---------------------------------------------------------------- times and warnings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,10 +68,10 @@ def check_request(*, num_frames: int | None, fps: float | None, rule: str = "cen
     """
     if num_frames is not None and fps is not None:
         raise ConfigError(f"num_frames={num_frames} and fps={fps} exclude each other; give one of them")
-    if num_frames is not None and num_frames < 1:
-        raise ConfigError(f"num_frames must be at least 1, not {num_frames}")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ConfigError(f"fps must be a positive number, not {fps}")
+    if num_frames is not None and not (isinstance(num_frames, Integral) and num_frames >= 1):
+        raise ConfigError(f"num_frames must be a whole number of at least 1, not {num_frames!r}")
+    if fps is not None and not (isinstance(fps, Real) and math.isfinite(fps) and fps > 0):
+        raise ConfigError(f"fps must be a positive number, not {fps!r}")
     if rule not in get_args(Sampling):
         raise ConfigError(f"sampling must be one of {', '.join(get_args(Sampling))}, not {rule!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from vlm.errors import ConfigError, MediaError, TruncatedMediaWarning
 from vlm.media.convert import Scaler, on_white, resize
 from vlm.media.images import load_image, open_image
-from vlm.media.limits import MediaLimits
+from vlm.media.limits import Deadline, MediaLimits
 from vlm.media.pyav import FrameAt, Request
 from vlm.media.source import Source
 from vlm.media.types import VideoInfo
@@ -32,6 +32,7 @@ class StillsReader:
         get: Index -> uint8 [H, W, 3]; called with ascending indices.
         codec: What to call the format.
         limits: Checked for each frame.
+        deadline: Likewise; None begins one now.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class StillsReader:
         get: Callable[[int], np.ndarray],
         codec: str,
         limits: MediaLimits,
+        deadline: Deadline | None = None,
     ) -> None:
+        self.deadline = deadline or Deadline(limits.max_wall_seconds)
         self._open = ExitStack()
         limits.check_source_frames(name, len(starts))
         limits.check_seconds(name, end)
@@ -80,6 +83,7 @@ class StillsReader:
         size = request.size or (self.info.height, self.info.width)
         scaler = Scaler(self._name, size, self._limits)
         for index in self._indices(request):
+            self.deadline.check(self._name)
             yield resize(self._get(int(index)), scaler), float(self._starts[index])
 
     def _indices(self, request: Request) -> np.ndarray:
@@ -95,6 +99,10 @@ def from_frames(frames: Any, frame_fps: float, limits: MediaLimits) -> StillsRea
     Raises:
         MediaError: Not frames of that shape and type.
     """
+    if not hasattr(frames, "__len__") or not hasattr(frames, "__getitem__") or isinstance(frames, Mapping):
+        raise MediaError(repr(type(frames)), "is neither a path, bytes, a file object, nor a sequence of frames")
+    if getattr(frames, "shape", None) == ():
+        raise MediaError("<array>", "holds a single number, expected uint8 [T, H, W, 3]")
     count = len(frames)
     name = f"<{count} frames>"
     if count == 0:
@@ -136,10 +144,11 @@ def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
         TruncatedMediaWarning: A later frame is damaged; the frames before it are used.
     """
     kind = source.animation() or "image"
+    deadline = Deadline(limits.max_wall_seconds)
     with open_image(source, limits) as image:
         if not getattr(image, "is_animated", False):
             raise MediaError(source.name, f"is a still image ({kind}), not a video; use load_image")
-        ends = np.cumsum(_durations(image, source, limits))
+        ends = np.cumsum(_durations(image, source, limits, deadline))
     starts = np.concatenate([[0.0], ends[:-1]])
     with ExitStack() as stack:
         # Opened anew: a frame that claims a huge canvas leaves Pillow with that canvas, even after it was refused.
@@ -148,17 +157,18 @@ def from_animation(source: Source, limits: MediaLimits) -> StillsReader:
         def get(index: int) -> np.ndarray:
             return _animation_frame(image, index, source, limits)
 
-        reader = StillsReader(source.name, starts, float(ends[-1]), get, kind.lower(), limits)
+        reader = StillsReader(source.name, starts, float(ends[-1]), get, kind.lower(), limits, deadline)
         reader.close_with(stack.pop_all())
         return reader
 
 
-def _durations(image: Any, source: Source, limits: MediaLimits) -> list[float]:
+def _durations(image: Any, source: Source, limits: MediaLimits, deadline: Deadline) -> list[float]:
     """Seconds each frame is shown, up to the first damaged one; as in browsers, 0.1 s where the file says about 0."""
     durations: list[float] = []
     try:
         while True:
             limits.check_source_frames(source.name, len(durations) + 1)
+            deadline.check(source.name)
             image.seek(len(durations))
             limits.check_pixels(source.name, *image.size)  # every frame may enlarge the canvas
             image.load()
@@ -196,4 +206,4 @@ def _regular(count: int, frame_fps: float) -> np.ndarray:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]

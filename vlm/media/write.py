@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vlm.media.types import Audio
 if TYPE_CHECKING:
     from av.container import OutputContainer
 
+_SLOWEST, _FASTEST = 1 / 3600 - 1e-9, 1000  # frames per second that mp4 and x264 keep exactly
 _SAMPLES_PER_FRAME = 1024  # of AAC
 
 
@@ -45,13 +47,15 @@ def write_video(
         `path` as a `Path`.
 
     Raises:
-        ConfigError: Frames of a shape or type that cannot be encoded, or an impossible rate.
+        ConfigError: Frames of a shape or type that cannot be encoded, an impossible rate, or a missing folder.
     """
     import av
 
-    if not (np.isfinite(fps) and fps > 0):
-        raise ConfigError(f"fps must be a positive number, not {fps}")
+    if not (isinstance(fps, Real) and _SLOWEST <= fps <= _FASTEST):
+        raise ConfigError(f"fps must be a number from 1/3600 (a frame an hour) to {_FASTEST}, not {fps!r}")
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -69,7 +73,8 @@ class _Writer:
         self, container: OutputContainer, fps: float, audio: Audio | None, options: dict[str, str], gop: int | None
     ) -> None:
         self._container = container
-        self._rate = Fraction(fps).limit_denominator(1001)
+        slow = fps < 1  # then the time between frames is the number to keep
+        self._rate = 1 / Fraction(1 / fps).limit_denominator(1001) if slow else Fraction(fps).limit_denominator(1001)
         self._audio = audio
         self._options = options
         self._gop = gop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tracemalloc
 import wave
 from fractions import Fraction
@@ -138,6 +139,8 @@ def test_files_put_one_after_another_are_heard_to_the_end(tmp_path: Path) -> Non
 
 def test_a_video_without_sound(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", regular(5))
+    with pytest.raises(ConfigError, match=r"audio_rate must be .*, not -5"):
+        load_video(path, audio_rate=-5)
     assert load_video(path, audio_rate=16_000).audio is None
     with pytest.raises(MediaError, match=r"no sound track \(streams: video\)"):
         load_audio(path, rate=16_000)
@@ -197,7 +200,19 @@ def test_damaged_packets_are_left_out_and_later_sound_stays_in_place(tmp_path: P
         assert min(abs(t - second) for t in found) < 0.03
 
 
-@pytest.mark.parametrize("request_", [{"rate": 0}, {"rate": 8000, "start": -1}, {"rate": 8000, "start": 2, "end": 2}])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"rate": 0},
+        {"rate": 2**40},
+        {"rate": 8000.5},
+        {"rate": 8000, "start": -1},
+        {"rate": 8000, "start": 2, "end": 2},
+        {"rate": 8000, "start": math.inf},
+        {"rate": 8000, "start": math.nan},
+        {"rate": 8000, "end": math.nan},
+    ],
+)
 def test_senseless_requests(plain: Path, request_: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         load_audio(plain, **request_)

@@ -80,7 +80,9 @@ def test_arrays_and_lists_of_frames() -> None:
     assert numbers_of(load_video(frames, start=2, end=5).frames) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("bad", [[], np.zeros((3, 4, 5)), np.zeros((2, 8, 8, 3), np.float32), [picture(0), "x"], 5])
+@pytest.mark.parametrize(
+    "bad", [[], np.zeros((3, 4, 5)), np.zeros((2, 8, 8, 3), np.float32), [picture(0), "x"], 5, np.array(5), {"a": 1}]
+)
 def test_things_that_are_no_frames(bad: Any) -> None:
     with pytest.raises(MediaError):
         load_video(bad, num_frames=2)
@@ -89,10 +91,12 @@ def test_things_that_are_no_frames(bad: Any) -> None:
 def test_a_folder_of_images_in_natural_order(tmp_path: Path) -> None:
     for i in range(12):
         Image.fromarray(picture(i)).save(tmp_path / f"frame{i}.png")
+    Image.fromarray(picture(12)).save(tmp_path / "frame12 (m²).png")
+    Image.fromarray(picture(13)).save(tmp_path / "frame13²3.png")
     (tmp_path / "notes.txt").write_text("not a frame")
-    video = load_video(tmp_path, num_frames=12, frame_fps=2)
-    assert numbers_of(video.frames) == list(range(12))
-    np.testing.assert_allclose(video.timestamps, np.arange(12) / 2)
+    video = load_video(tmp_path, num_frames=14, frame_fps=2)
+    assert numbers_of(video.frames) == list(range(14))
+    np.testing.assert_allclose(video.timestamps, np.arange(14) / 2)
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
@@ -156,6 +160,11 @@ def test_exactly_one_of_num_frames_and_fps(plain: Path) -> None:
         {"start": -1},
         {"start": 3, "end": 2},
         {"num_frames": 0},
+        {"num_frames": 4.0},
+        {"num_frames": "4"},
+        {"fps": "2"},
+        {"size": 2.5},
+        {"size": (4, 2.5)},
         {"fps": float("inf")},
         {"audio_rate": 0},
     ],
@@ -248,7 +257,7 @@ def test_a_length_that_no_header_states_is_measured(tmp_path: Path) -> None:
 
 def test_elementary_streams_have_frames_but_no_clock(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.h264", regular(30), container="h264", options={"bf": "0"})
-    with pytest.raises(MediaError, match="no length") as caught:
+    with pytest.raises(MediaError, match=r"no length, and its packets no times .* raw stream") as caught:
         load_video(path, num_frames=3)
     assert str(path) in str(caught.value)
 

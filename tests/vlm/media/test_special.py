@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vlm.media.clips import HEIGHT, WIDTH, cut, encode, numbers_of, regular
+from tests.vlm.media.clips import HEIGHT, WIDTH, cut, encode, numbers_of, picture, regular
 from vlm.errors import MediaError, MediaLimitError, TruncatedMediaWarning
 from vlm.media import MediaLimits, iter_video, load_video, probe
 
@@ -224,6 +224,27 @@ def test_every_limit_is_checked_and_named(plain: Path) -> None:
         name = next(k for k, v in vars(limits).items() if v != getattr(MediaLimits(), k))
         for src in (plain, plain.read_bytes()):
             refuse(src, f"raise MediaLimits.{name}", MediaLimitError, limits=limits, **request)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "folder", "gif", "frames"])
+def test_the_time_limit_counts_our_time_and_not_the_caller_s(tmp_path: Path, plain: Path, kind: str) -> None:
+    pictures = [Image.fromarray(picture(i)) for i in range(12)]
+    (tmp_path / "folder").mkdir()
+    for number, image in enumerate(pictures):
+        image.save(tmp_path / "folder" / f"{number}.png")
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    sources = {"mp4": plain, "folder": tmp_path / "folder", "gif": tmp_path / "a.gif", "frames": pictures}
+    src: Any = sources[kind]
+    with pytest.raises(MediaLimitError, match="max_wall_seconds"):
+        load_video(src, num_frames=12, limits=MediaLimits(max_wall_seconds=1e-9))
+    began = time.monotonic()
+    load_video(src, num_frames=12)
+    limit = 8 * (time.monotonic() - began) + 0.2
+    seen = 0
+    for frames, _ in iter_video(src, num_frames=12, batch_frames=4, limits=MediaLimits(max_wall_seconds=limit)):
+        time.sleep(limit / 2)
+        seen += len(frames)
+    assert seen == 12
 
 
 def test_limits_hold_for_whole_windows_and_rates_before_anything_is_built(plain: Path) -> None:

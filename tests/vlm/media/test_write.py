@@ -13,13 +13,13 @@ from vlm.errors import ConfigError
 from vlm.media import Audio, load_video, write_video
 
 
-@pytest.mark.parametrize("fps", [1.0, 12.5, 24, 30_000 / 1001, 60])
+@pytest.mark.parametrize("fps", [1.0, 12.5, 24, 30_000 / 1001, 60, 1000, 1 / 1500, 1 / 3400])
 def test_frames_come_back_at_exactly_their_times(tmp_path: Path, fps: float) -> None:
     frames = np.stack([picture(i) for i in range(25)])
     path = write_video(tmp_path / "a.mp4", frames, fps=fps)
     video = load_video(path)
     assert numbers_of(video.frames) == list(range(25))
-    np.testing.assert_allclose(video.timestamps, np.arange(25) / fps, atol=1e-4)
+    np.testing.assert_allclose(video.timestamps, np.arange(25) / fps, atol=1e-4, rtol=1e-9)
     assert video.duration == pytest.approx(25 / fps, rel=1e-3)
     assert np.abs(video.frames.astype(int) - frames).mean() < 6
     assert path.read_bytes().index(b"moov") < path.read_bytes().index(b"mdat")
@@ -56,6 +56,9 @@ def test_sound_is_kept_with_its_offset(tmp_path: Path, channels: int, start: flo
         (np.zeros((2, 64, 64), np.uint8), 10),
         ([picture(0), picture(1, 32, 32)], 10),
         (np.zeros((2, 64, 64, 3), np.uint8), 0),
+        (np.zeros((2, 64, 64, 3), np.uint8), 1e-6),
+        (np.zeros((2, 64, 64, 3), np.uint8), 1e6),
+        (np.zeros((2, 64, 64, 3), np.uint8), float("nan")),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path, frames: np.ndarray, fps: float) -> None:
@@ -64,3 +67,8 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path, fr
         write_video(tmp_path / "a.mp4", frames, fps=fps)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"older file"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no folder .*absent; create it first"):
+        write_video(tmp_path / "absent" / "a.mp4", [picture(0)], fps=10)
