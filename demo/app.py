@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demo.clips import FOLDER, Example, available
-from demo.intake import MAX_FPS, MAX_FRAMES, MAX_NEW_TOKENS, MAX_TEMPERATURE, MAX_UPLOAD_BYTES, check_settings, kind_of
+from demo.intake import (
+    KINDS,
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_NEW_TOKENS,
+    MAX_TEMPERATURE,
+    MAX_UPLOAD_BYTES,
+    check_settings,
+    kind_of,
+)
 from demo.page import CSS, SCRIPT, theme
 from demo.sessions import Session, Sessions
 from demo.strip import EMPTY_PLAYER, EMPTY_STRIP, escape, player_html, strip_html, usage_html
@@ -226,7 +235,7 @@ def _talk() -> tuple[gr.Chatbot, gr.MultimodalTextbox, list[tuple[gr.Button, Exa
     box = gr.MultimodalTextbox(
         show_label=False,
         placeholder="Ask about a video, a picture or a sound",
-        file_types=["video", "image", "audio"],
+        file_types=["video", "image", "audio", *KINDS],  # the suffixes too: Gradio asks the system's table
         file_count="multiple",
         sources=["upload"],
         max_plain_text_length=2000,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mimetypes
 import re
 import warnings
 from collections.abc import Sequence
@@ -33,6 +32,14 @@ ADVICE = {
     "max_pixels": "give a smaller one",
     "max_bytes": "give a smaller one",
 }
+
+# By our own table: what the system's knows of media differs from one machine to the next.
+SUFFIXES = {
+    "video": ".3g2 .3gp .asf .avi .flv .gif .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .nut .ogv .qt .ts .vob .webm .wmv",
+    "image": ".avif .bmp .jpeg .jpg .png .ppm .tif .tiff .webp",
+    "audio": ".aac .ac3 .aif .aiff .amr .ape .au .caf .eac3 .flac .m4a .mp3 .oga .ogg .opus .tta .w64 .wav .wma .wv",
+}
+KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes.split()}
 
 LIMITS = MediaLimits(
     max_bytes=MAX_UPLOAD_BYTES,
@@ -118,14 +125,13 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def kind_of(path: Path) -> str:
-    """``video``, ``image`` or ``audio``, from the file's name; animations count as video.
+    """``video``, ``image`` or ``audio``, from the file's name; a GIF counts as video.
 
     Raises:
         MediaError: It is none of them.
     """
-    guess = mimetypes.guess_type(path.name)[0] or ""
-    kind = "video" if guess == "image/gif" else guess.split("/")[0]
-    if kind not in ("video", "image", "audio"):
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
         raise MediaError(path.name, "is not a video, a picture or a sound, judging by its name")
     return kind
 
@@ -146,7 +152,7 @@ class Media:
 
 
 def read_files(files: Sequence[Path], look: Look, processor: VLMProcessor) -> Media:
-    """Decode the files of one question, videos in a child process.
+    """Decode the files of one question, each in a child process, at the size that the model looks at.
 
     Raises:
         MediaError: A file cannot be used or is too large; ``source`` is its bare name.
@@ -167,21 +173,22 @@ def read_files(files: Sequence[Path], look: Look, processor: VLMProcessor) -> Me
 
 
 def _read(path: Path, kind: str, look: Look, processor: VLMProcessor) -> Any:
+    size = int(processor.pixels["image_size"])
     try:
         if kind == "image":
-            return load_image(path, limits=LIMITS)
+            return load_image(path, size=size, limits=LIMITS, timeout=DECODE_TIMEOUT)
         rate = int(processor.ears["rate"]) if processor.ears else None
         if kind == "audio":
             if rate is None:
                 raise MediaError(path.name, "cannot be heard: this model has eyes only")
-            return load_audio(path, rate=rate, start=look.start, end=look.end, limits=LIMITS)
+            return load_audio(path, rate=rate, start=look.start, end=look.end, limits=LIMITS, timeout=DECODE_TIMEOUT)
         return load_video(
             path,
             num_frames=look.num_frames,
             fps=look.fps,
             start=look.start,
             end=look.end,
-            size=int(processor.pixels["image_size"]),
+            size=size,
             audio_rate=rate,
             limits=LIMITS,
             timeout=DECODE_TIMEOUT,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.intake import MAX_FRAMES, MAX_IMAGES, Look, check_settings, kind_of, read_files
+import vlm.media
+from demo.intake import DECODE_TIMEOUT, MAX_FRAMES, MAX_IMAGES, Look, check_settings, kind_of, read_files
 from tests.tiny import tiny_assistant
 from vlm.errors import ConfigError, MediaError
 from vlm.processor import VLMProcessor
@@ -75,9 +76,15 @@ def test_a_window_that_ends_before_it_begins() -> None:
         check_settings(**{**GOOD, "start": "5", "end": "3"})
 
 
-def test_kinds_come_from_the_name() -> None:
+def test_kinds_come_from_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimetypes.guess_type", lambda *_, **__: (None, None))  # as where the system has no table
     kinds = {n: kind_of(Path(n)) for n in ("a.mp4", "b.MKV", "c.webm", "d.gif", "e.png", "f.JPG", "g.wav", "h.mp3")}
     assert list(kinds.values()) == ["video"] * 4 + ["image"] * 2 + ["audio"] * 2
+    assert {kind_of(Path("a" + s)) for s in (".m4v", ".ts", ".MTS", ".m2ts", ".3gp", ".ogv", ".wmv", ".flv")} == {
+        "video"
+    }
+    assert {kind_of(Path("a" + s)) for s in (".m4a", ".ogg", ".flac", ".opus")} == {"audio"}
+    assert kind_of(Path("a.webp")) == "image"
     for name in ("a.txt", "a", "a.html", "a.mp4.exe"):
         with pytest.raises(MediaError, match="is not a video, a picture or a sound"):
             kind_of(Path(name))
@@ -100,6 +107,25 @@ def test_pictures_come_as_a_list_and_not_without_limit(processor: VLMProcessor, 
     assert len(read_files(paths[:2], Look(), processor).options["image"]) == 2
     with pytest.raises(ConfigError, match="at most 8 image"):
         read_files(paths, Look(), processor)
+
+
+def test_every_kind_is_decoded_in_a_child_process_at_the_size_of_the_tower(
+    processor: VLMProcessor, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def run_isolated(loader: str, src: Any, *, timeout: float, **request: Any) -> Any:
+        asked.append((loader, timeout))
+        return getattr(vlm.media, loader)(src, **request)
+
+    monkeypatch.setattr("vlm.media.isolate.run_isolated", run_isolated)
+    monkeypatch.setattr(processor, "ears", {"rate": 16_000})
+    Image.new("RGB", (600, 500), "red").save(tmp_path / "a.png")
+    media = read_files([clip, tmp_path / "a.png"], Look(num_frames=2), processor)
+    sound = read_files([clip.rename(tmp_path / "a.m4a")], Look(), processor)
+    (tmp_path / "a.m4a").rename(clip)
+    assert asked == [(loader, DECODE_TIMEOUT) for loader in ("load_video", "load_image", "load_audio")]
+    assert media.options["image"][0].shape == (32, 32, 3) and sound.options["audio"].rate == 16_000
 
 
 def test_two_clips_or_a_sound_for_deaf_ears(processor: VLMProcessor, clip: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def load_audio(
     start: float | None = None,
     end: float | None = None,
     limits: MediaLimits | None = None,
+    timeout: float | None = None,
 ) -> Audio:
     """Decode the sound of an audio or video file.
 
@@ -45,6 +46,7 @@ def load_audio(
         end: End of the window in seconds.
         limits: `max_seconds` and `max_decoded_bytes` also hold for the samples while they are decoded: a small file can
             hold hours.
+        timeout: Decode in a child process that is killed after this many seconds, as in `load_video`.
 
     Returns:
         `Audio` with float32 [C, S]; `start` is the time of its first sample.
@@ -54,6 +56,10 @@ def load_audio(
         MediaError: No sound track, or nothing in the window can be decoded.
         MediaLimitError: More sound than the limits allow.
     """
+    if timeout is not None:
+        from vlm.media.isolate import run_isolated
+
+        return run_isolated("load_audio", src, timeout=timeout, rate=rate, start=start, end=end, limits=limits)
     check_rate("rate", rate)
     if not (0 <= (start or 0) < math.inf) or (end is not None and not end > (start or 0)):
         raise ConfigError(f"start={start} and end={end} must be seconds with 0 <= start < end")

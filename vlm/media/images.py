@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from vlm.errors import MediaError, MediaLimitError
-from vlm.media.convert import on_white
+from vlm.media.convert import Scaler, on_white, resize, resolve_size
 from vlm.media.limits import MediaLimits
 from vlm.media.source import Source, resolve
 
@@ -22,24 +22,41 @@ _FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"]
 
 
 def load_image(
-    src: str | Path | bytes | BinaryIO | np.ndarray | Image, *, limits: MediaLimits | None = None
+    src: str | Path | bytes | BinaryIO | np.ndarray | Image,
+    *,
+    size: tuple[int, int] | int | None = None,
+    limits: MediaLimits | None = None,
+    timeout: float | None = None,
 ) -> np.ndarray:
     """Load an image upright as RGB.
 
     Args:
         src: Path, bytes, binary file object, PIL image, or an array uint8 [H, W, 3] or [H, W, 4].
+        size: (height, width) of the result, an int for a square, None for the image's own, as in `load_video`.
         limits: `max_bytes` and `max_pixels` are checked before anything is decoded.
+        timeout: Decode in a child process that is killed after this many seconds, as in `load_video`.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
+        ConfigError: An impossible size.
         MediaError: Not an image, or damaged.
         MediaLimitError: Larger than the limits.
     """
+    if timeout is not None:
+        from vlm.media.isolate import run_isolated
+
+        return run_isolated("load_image", src, timeout=timeout, size=size, limits=limits)
+    limits = limits or MediaLimits()
+    shape = resolve_size(size)
+    array = _load(src, limits)
+    return array if shape is None else resize(array, Scaler("<image>", shape, limits))
+
+
+def _load(src: Any, limits: MediaLimits) -> np.ndarray:
     from PIL.Image import Image
 
-    limits = limits or MediaLimits()
     if isinstance(src, np.ndarray):
         return _from_array(src, limits)
     name = "<image>"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.vlm.media.clips import picture
-from vlm.errors import MediaError, MediaLimitError
+from vlm.errors import ConfigError, MediaError, MediaLimitError
 from vlm.media import MediaLimits, load_image
 
 
@@ -29,6 +29,16 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     for src in (tmp_path / "a.png", str(tmp_path / "a.png"), data, io.BytesIO(data), frame, Image.fromarray(frame)):
         np.testing.assert_array_equal(load_image(src), frame)
+
+
+def test_size_is_height_width_and_an_int_is_a_square() -> None:
+    frame = picture(5, 200, 300)
+    assert load_image(frame, size=(40, 60)).shape == (40, 60, 3)
+    assert load_image(png(Image.fromarray(frame)), size=50).shape == (50, 50, 3)
+    best = np.asarray(Image.fromarray(frame).resize((60, 40), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(load_image(frame, size=(40, 60)) - best).mean() < 1.5
+    with pytest.raises(ConfigError, match="size"):
+        load_image(frame, size=0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

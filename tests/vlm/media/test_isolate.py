@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.vlm.media.clips import cut, encode, regular
+from tests.vlm.media.clips import cut, encode, picture, regular
 from vlm.errors import ConfigError, MediaError, MediaLimitError, TruncatedMediaWarning
-from vlm.media import MediaLimits, load_video
+from vlm.media import MediaLimits, load_audio, load_image, load_video
 from vlm.media.isolate import _read_answer
 
 GENEROUS = 240.0  # s; the tests may run on a busy machine
@@ -24,6 +25,16 @@ def test_the_child_returns_the_same_video(plain: Path) -> None:
     assert ours.audio is not None and theirs.audio is not None
     np.testing.assert_array_equal(theirs.audio.samples, ours.audio.samples)
     assert (theirs.info, theirs.duration, theirs.start, theirs.end) == (ours.info, ours.duration, ours.start, ours.end)
+
+
+def test_sounds_and_pictures_come_back_as_well(plain: Path, tmp_path: Path) -> None:
+    ours, theirs = (load_audio(plain, rate=8_000, start=1.0, timeout=timeout) for timeout in (None, GENEROUS))
+    np.testing.assert_array_equal(theirs.samples, ours.samples)
+    assert (theirs.rate, theirs.start) == (ours.rate, ours.start)
+    Image.fromarray(picture(3)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", timeout=GENEROUS), picture(3))
+    with pytest.raises(MediaError, match="no sound track"):
+        load_audio(encode(tmp_path / "a.mp4", regular(2)), rate=8_000, timeout=GENEROUS)
 
 
 def test_sources_without_a_path_are_read_by_the_parent(plain: Path) -> None:
