@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"vlm", "vlm.presets", "vlm.chat", "vlm.model", "vlm.plugins", "vlm.checkpoints"}),
     frozenset(
         {
+            "vlm.messages",
             "vlm.processor",
             "vlm.prepare",
             "vlm.generate",

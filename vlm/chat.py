@@ -6,21 +6,27 @@ feeds the ids that are new.
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from vlm.encoders.audio import Transcriber, TranscriptPiece
+from vlm.encoders.audio import Transcriber
 from vlm.errors import ConfigError
-from vlm.generate import DecodeState, Sampling, repeated_tail, stop_token_ids, stream_ids
+from vlm.generate import DecodeState, Sampling, check_length, repeated_tail, stop_token_ids, stream_ids
 from vlm.media import Audio, Video, load_audio, load_video
 from vlm.model import MEDIA_KEYS, VLMForConditionalGeneration
-from vlm.prepare import DEFAULT_FRAMES, Medium
+from vlm.prepare import DEFAULT_FRAMES, Medium, check_rate
 from vlm.processor import Prompt, VLMProcessor
+from vlm.time.parse import ParseResult
 from vlm.time.span import Span
+
+# The end of a text that the next token may still change: half a character, a number, or half a time of several tokens.
+_UNFINISHED = re.compile(r"(?:(?:\s*<(?:d[0-9]|dot)>)+|\s*<[^<>\s]{0,12}|\s*[0-9][0-9.:]*)?\ufffd*$")
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,53 @@ class Assistant:
 
 
 @dataclass
+class _Turn:
+    """A question as it was read, and the answer as far as it is written.
+
+    Attributes:
+        message: The user's message.
+        prompt: The message (in a conversation that is read anew: all of them) with its media.
+        new_ids: Ids that the model reads for it.
+        reused: Number of ids that were in the cache before.
+        began: When the question came (`time.perf_counter`).
+        seconds: Timings so far.
+        frames: Frames that went through the vision tower.
+        answer: Ids written.
+        raw: The model's own words, cut at a stop string.
+    """
+
+    message: dict[str, Any]
+    prompt: Prompt
+    new_ids: list[int]
+    reused: int
+    began: float
+    seconds: dict[str, float]
+    frames: int = 0
+    answer: list[int] = field(default_factory=list)
+    raw: str = ""
+
+
+@dataclass
 class Chat:
-    """One conversation. Media are given with the question they belong to and stay known afterwards."""
+    """One conversation. Media are given with the question they belong to and stay known afterwards.
+
+    Attributes:
+        assistant: The model with its processor.
+        messages: What was said; a history given here is read with the first question.
+        state: What the language model holds of it.
+        reply: The last answer.
+        video: The video that was asked about last.
+        clock: The medium that times refer to: that video, or sound that came after it.
+    """
 
     assistant: Assistant
     messages: list[dict[str, Any]] = field(default_factory=list)
     state: DecodeState = field(default_factory=DecodeState)
     reply: Reply | None = None
     video: Medium | None = None
+    clock: Medium | None = None
     _stopped: bool = False
+    _writing: Generator[str, None, None] | None = None
 
     def ask(self, text: str, **options: Any) -> Reply:
         """Ask and wait for the whole answer.
@@ -104,7 +148,7 @@ class Chat:
         Args:
             text: The question.
             options: ``video``, ``image``, ``audio`` (path, bytes, frames or loaded object), ``num_frames`` or ``fps``, ``start``, ``end``
-                (seconds), ``max_new_tokens``, ``stop`` (strings), ``temperature``, ``top_p``, ``seed``.
+                (seconds), ``max_new_tokens``, ``stop`` (strings), ``temperature``, ``top_p``, ``repetition_penalty``, ``seed``.
 
         Raises:
             MediaError: A medium cannot be used.
@@ -132,154 +176,206 @@ class Chat:
         start: float | None = None,
         end: float | None = None,
         max_new_tokens: int = 128,
-        stop: list[str] | None = None,
+        stop: list[str] | str | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Ask; yield the answer so far, growing; `reply` holds the whole `Reply` afterwards."""
+        """Ask; yield the answer so far, growing; `reply` holds the whole `Reply` afterwards.
+
+        What is left unread ends there: the words that were shown are the answer. A question that fails leaves the conversation as it was.
+        """
         if not text.strip():
             raise ConfigError("the question is empty")
         sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed)
+        check_length(max_new_tokens)
+        stops = _stop_strings(stop)
+        self._end_earlier_answer()
         self._stopped, self.reply = False, None
-        window = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
-        began = time.perf_counter()
-        parts = self._media_parts(video, image, audio, window)
-        seconds = {"decode": time.perf_counter() - began, "encode": 0.0}
-        message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-        prompt, new_ids = self._read(message)
-        mark = time.perf_counter()
-        embeds, frames = self._embed(prompt, new_ids)
-        seconds["encode"] = time.perf_counter() - mark
-        yield from self._write(
-            message, prompt, new_ids, embeds, frames, sampling, max_new_tokens, stop or [], seconds, began
-        )
+        held, pending, video_before, clock_before = len(self.state.ids), self.state.pending, self.video, self.clock
+        try:
+            window = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+            began = time.perf_counter()
+            parts = self._media_parts(video, image, audio, {k: v for k, v in window.items() if v is not None})
+            seconds = {"decode": time.perf_counter() - began, "encode": 0.0}
+            question = {"type": "text", "text": text, "literal": True}
+            turn = self._read({"role": "user", "content": [*parts, question]}, began, seconds)
+            embeds = self._embed(turn)
+            self._writing = self._write(turn, embeds, sampling, max_new_tokens, stops)
+            yield from self._writing
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.state.rewind(held)
+            self.state.pending = pending if self.state.ids else []
+            self.video, self.clock = video_before, clock_before
+            raise
+
+    def _end_earlier_answer(self) -> None:
+        """An answer that nobody read to its end is over when the next question comes."""
+        if self._writing is not None:
+            if inspect.getgeneratorstate(self._writing) == inspect.GEN_RUNNING:
+                raise ConfigError("an answer is being written; wait for it, or call stop() and then wait")
+            self._writing.close()
+            self._writing = None
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
     def _media_parts(self, video: Any, image: Any, audio: Any, window: dict[str, Any]) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
         ears = self.assistant.processor.ears
+        _check_window(video, audio, window)
         if video is not None:
             if not isinstance(video, Video):
-                options = {k: v for k, v in window.items() if v is not None}
-                if "fps" not in options:
-                    options.setdefault("num_frames", DEFAULT_FRAMES)
+                options = window if "fps" in window else {"num_frames": DEFAULT_FRAMES, **window}
                 rate = int(ears["rate"]) if ears else None
                 video = load_video(
                     video, size=int(self.assistant.processor.pixels["image_size"]), audio_rate=rate, **options
                 )
             parts.append({"type": "video", "video": video})
             if video.audio is not None and ears:
-                parts.append(self._audio_part(video.audio, video.start, video.end))
+                shift = video.audio.start - video.start
+                parts.append(self._audio_part(video.audio, {"offset": shift, "duration": video.end - video.start}))
         for picture in [] if image is None else image if isinstance(image, list) else [image]:
             parts.append({"type": "image", "image": picture})
         if audio is not None:
             if not ears:
                 raise ConfigError(f"the model {self.assistant.name!r} has no ears; ask it about pictures and video")
             if not isinstance(audio, Audio):
-                audio = load_audio(audio, rate=int(ears["rate"]), start=window["start"], end=window["end"])
-            parts.append(self._audio_part(audio, audio.start, audio.start + audio.duration))
+                audio = load_audio(audio, rate=int(ears["rate"]), start=window.get("start"), end=window.get("end"))
+            parts.append(self._audio_part(audio, {}))
         return parts
 
-    def _audio_part(self, audio: Audio, start: float, end: float) -> dict[str, Any]:
+    def _audio_part(self, audio: Audio, place: dict[str, float]) -> dict[str, Any]:
+        """Sound as the model takes it. ``place``: where it lies in a video's window, see `vlm.prepare.prepare_audio`."""
         if self.assistant.transcriber is None:
-            return {"type": "audio", "audio": audio}
-        shift = audio.start - start
-        pieces = self.assistant.transcriber(audio.samples.mean(0))
-        moved = [TranscriptPiece(p.start + shift, p.end + shift, p.text) for p in pieces]
-        return {"type": "transcript", "pieces": [(p.start, p.end, p.text) for p in moved], "duration": end - start}
+            return {"type": "audio", "audio": audio, **place}
+        check_rate(audio, self.assistant.processor.ears or {})
+        shift, duration = place.get("offset", 0.0), place.get("duration", audio.duration)
+        pieces = [(p.start + shift, p.end + shift, p.text) for p in self.assistant.transcriber(audio.mono())]
+        return {"type": "transcript", "pieces": pieces, "duration": duration, "start": audio.start - shift}
 
-    def _read(self, message: dict[str, Any]) -> tuple[Prompt, list[int]]:
-        """The new message as a prompt of its own media, and the ids that follow what the cache holds."""
-        processor = self.assistant.processor
-        stub = [{**m, "content": "x"} for m in self.messages]
-        known = self.video.duration if self.video is not None else 0.0
+    def _read(self, message: dict[str, Any], began: float, seconds: dict[str, float]) -> _Turn:
+        """The new message as a prompt of its own media, and the ids that follow what the cache holds.
+
+        If it holds nothing, the whole conversation is read.
+        """
+        processor, reused = self.assistant.processor, len(self.state.ids)
+        stub = [{**m, "content": "x"} for m in self.messages] if reused else self.messages
+        known = self.clock.duration if self.clock is not None else 0.0
         prompt = processor.prompt([*stub, message], add_generation_prompt=True, known_duration=known)
-        video = next((m for m in prompt.media if m.kind == "video"), None)
-        if video is not None:
-            self.video = video
-        if not self.messages:
-            return prompt, prompt.ids
-        before = processor.prompt(stub, add_generation_prompt=False)
-        tail = _after_answer(prompt.ids, before)
-        return prompt, tail
+        self.video = next((m for m in reversed(prompt.media) if m.kind == "video"), self.video)
+        self.clock = prompt.clock or self.clock
+        new_ids = prompt.ids
+        if reused:
+            before = processor.prompt(stub, add_generation_prompt=False)
+            new_ids = self.state.pending + _after_answer(prompt.ids, before)
+        return _Turn(message, prompt, new_ids, reused, began, seconds)
 
-    def _embed(self, prompt: Prompt, new_ids: list[int]) -> tuple[torch.Tensor, int]:
-        """Embeddings of ``new_ids`` and the number of frames the vision tower saw."""
-        model = self.assistant.model
-        tensors = self.assistant.processor.tensors(prompt)
-        ids = torch.tensor([new_ids], device=model.device)
+    def _embed(self, turn: _Turn) -> torch.Tensor:
+        """Embeddings of the turn's new ids; notes the number of frames that the vision tower saw."""
+        model, mark = self.assistant.model, time.perf_counter()
+        tensors = self.assistant.processor.tensors(turn.prompt)
+        ids = torch.tensor([turn.new_ids], device=model.device)
         media = {k: _to(tensors[k], model) for k in MEDIA_KEYS if k in tensors}
         with torch.inference_mode():
             embeds = model.fuse(ids, **media)
-        return embeds, int(tensors["pixel_values"].shape[0]) if "pixel_values" in tensors else 0
+        turn.seconds["encode"] = time.perf_counter() - mark
+        turn.frames = int(tensors["pixel_values"].shape[0]) if "pixel_values" in tensors else 0
+        return embeds
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
     def _write(
-        self,
-        message: dict[str, Any],
-        prompt: Prompt,
-        new_ids: list[int],
-        embeds: torch.Tensor,
-        frames: int,
-        sampling: Sampling,
-        max_new_tokens: int,
-        stop: list[str],
-        seconds: dict[str, float],
-        began: float,
-    ) -> Iterator[str]:
+        self, turn: _Turn, embeds: torch.Tensor, sampling: Sampling, max_new_tokens: int, stop: list[str]
+    ) -> Generator[str, None, None]:
         model, processor = self.assistant.model, self.assistant.processor
-        reused = len(self.state.ids)
         self.state.seconds = {}
-        answer: list[int] = []
-        raw = ""
+        shown = ""
         ids = stream_ids(
             model,
             self.state,
             embeds,
-            new_ids,
+            turn.new_ids,
             stop_ids=stop_token_ids(model, processor.tokenizer),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
         )
-        for token in ids:
-            seconds.setdefault("first_token", time.perf_counter() - began)
-            answer.append(token)
-            circle = repeated_tail(answer)
-            if circle:  # a small model that goes round in circles: keep the first round, end the answer
-                answer = answer[: -3 * circle]
-            raw = processor.decode_reply(answer)
-            cut = min((raw.find(s) for s in stop if s in raw), default=-1)
-            if cut >= 0:
-                raw = raw[:cut].rstrip()
-            yield self._readable(raw).text
-            if cut >= 0 or circle or self._stopped:
-                break
+        try:
+            for token in ids:
+                turn.seconds.setdefault("first_token", time.perf_counter() - turn.began)
+                turn.answer.append(token)
+                circle = repeated_tail(turn.answer)
+                if circle:  # a small model that goes round in circles: keep the first round, end the answer
+                    del turn.answer[-3 * circle :]
+                turn.raw = processor.decode_reply(turn.answer)
+                cut = min((turn.raw.find(s) for s in stop if s in turn.raw), default=-1)
+                if cut >= 0:
+                    turn.raw = turn.raw[:cut].rstrip()
+                shown = self._readable(_UNFINISHED.sub("", turn.raw)).text
+                yield shown
+                if cut >= 0 or circle or self._stopped:
+                    break
+        except GeneratorExit:  # nobody reads on: the answer ends here
+            self._finish(turn, ids)
+            raise
+        reply = self._finish(turn, ids)
+        if shown != reply.text:
+            yield reply.text
+
+    def _readable(self, raw: str) -> ParseResult:
+        duration, start = (self.clock.duration, self.clock.start) if self.clock is not None else (0.0, 0.0)
+        return self.assistant.processor.codec.parse(raw, duration, offset=start)
+
+    def _finish(self, turn: _Turn, ids: Generator[int, None, None]) -> Reply:
+        """Write the turn down: in the cache what the answer says, in `messages`, and as `reply`."""
         ids.close()
-        self.messages += [message, {"role": "assistant", "content": raw}]
-        media_tokens = sum(len(m.spans) for m in prompt.media if m.kind != "audio")
-        seconds.setdefault("first_token", time.perf_counter() - began)
-        usage = Usage(len(new_ids), reused, media_tokens, len(answer), frames, {**seconds, **self.state.seconds})
-        self.reply = self._finish(raw, usage)
+        self._keep_answer(turn)
+        self.messages += [turn.message, {"role": "assistant", "content": turn.raw}]
+        turn.seconds.setdefault("first_token", time.perf_counter() - turn.began)
+        media_tokens = sum(len(m.spans) for m in turn.prompt.media if m.kind != "audio")
+        seconds = {**turn.seconds, **self.state.seconds}
+        usage = Usage(len(turn.new_ids), turn.reused, media_tokens, len(turn.answer), turn.frames, seconds)
+        parsed = self._readable(turn.raw)
+        spans = parsed.spans if self.clock is not None else []
+        self.reply = Reply(parsed.text, spans, [{"type": "text", "text": parsed.text}], usage, turn.raw, parsed.how)
+        return self.reply
 
-    def _readable(self, raw: str) -> Any:
-        duration = self.video.duration if self.video is not None else 0.0
-        return self.assistant.processor.codec.parse(raw, duration)
-
-    def _finish(self, raw: str, usage: Usage) -> Reply:
-        parsed = self._readable(raw)
-        shift = self.video.start if self.video is not None else 0.0
-        spans = [Span(s.start + shift, s.end + shift) for s in parsed.spans] if self.video is not None else []
-        return Reply(parsed.text, spans, [{"type": "text", "text": parsed.text}], usage, raw, parsed.how)
+    def _keep_answer(self, turn: _Turn) -> None:
+        """Cut the cache to the ids whose words are in the answer; words it lacks are read with the next question."""
+        processor, kept = self.assistant.processor, len(turn.answer)
+        while kept and not turn.raw.startswith(processor.decode_reply(turn.answer[:kept])):
+            kept -= 1
+        rest = turn.raw[len(processor.decode_reply(turn.answer[:kept])) :]
+        first = turn.reused + len(turn.new_ids)
+        held = min(kept, len(self.state.ids) - first)
+        self.state.rewind(first + held)
+        if self.state.ids:
+            self.state.pending = turn.answer[held:kept] + processor.text_ids(rest, marks=False)
 
 
 def _after_answer(ids: list[int], before: Prompt) -> list[int]:
     """Ids after the last answer's text in ``before``: the end of that turn, then the new message."""
     last = max(i for i, label in enumerate(before.labels) if label != -100)
     return ids[last:]
+
+
+def _stop_strings(stop: list[str] | str | None) -> list[str]:
+    strings = [stop] if isinstance(stop, str) else list(stop or [])
+    if not all(isinstance(s, str) and s for s in strings):
+        raise ConfigError(f"stop={stop!r} must be strings of at least one character")
+    return strings
+
+
+def _check_window(video: Any, audio: Any, window: dict[str, Any]) -> None:
+    """Refuse options that say what to read of a file when the medium is loaded already."""
+    used = set(window) if video is not None and not isinstance(video, Video) else set()
+    if audio is not None and not isinstance(audio, Audio):
+        used |= {"start", "end"}
+    ignored = ", ".join(f"{k}={v}" for k, v in window.items() if k not in used)
+    if ignored and (isinstance(video, Video) or isinstance(audio, Audio)):
+        raise ConfigError(f"{ignored}: this medium is loaded already; give that to vlm.media.load_video or load_audio")
 
 
 def _to(value: Any, model: VLMForConditionalGeneration) -> Any:

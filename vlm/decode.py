@@ -65,6 +65,14 @@ class KVCache:
         """Tokens that fit before the room must grow."""
         return self.keys.shape[2]
 
+    def get_seq_length(self) -> int:
+        """Tokens it holds; by the name that caches of transformers use."""
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens; negative, as in transformers."""
+        self.length += tokens_to_remove
+
     def reserve(self, extra: int) -> None:
         """Make room for ``extra`` more tokens."""
         if self.length + extra > self.capacity:

@@ -6,9 +6,11 @@ token, keep its cache for the next question, and know when the first token came.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,13 +18,15 @@ import torch
 from vlm.decode import decoder_for
 from vlm.errors import ConfigError
 
+_GREEDY = 1e-5  # logits divided by a smaller temperature overflow; the most likely token is then certain anyway
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; so is anything below 1e-5.
         top_p: Nucleus mass, in (0, 1].
         repetition_penalty: Divides the logits of tokens already generated; 1 is off.
         seed: For temperature > 0.
@@ -34,19 +38,60 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} is negative; use 0 for greedy decoding")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature={self.temperature} is not a number from 0 up; use 0 for greedy decoding")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} is not in (0, 1]")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError(f"repetition_penalty={self.repetition_penalty} is not a number above 0; 1 is off")
+        if not isinstance(self.seed, Integral) or not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(f"seed={self.seed!r} is not a whole number of at most 64 bits")
 
 
 @dataclass
 class DecodeState:
-    """What one conversation has read: cache (see `vlm.decode`), the ids in it, timings of the last call (seconds)."""
+    """What one conversation has read.
+
+    Attributes:
+        cache: Keys and values (see `vlm.decode`).
+        ids: The ids in it.
+        pending: Ids that were said but are not in the cache; they are read before anything new.
+        seconds: Timings of the last call.
+    """
 
     cache: Any = None
     ids: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first ``length`` ids.
+
+        A cache that cannot be cut there (a sliding window has moved on, a forward pass broke off half-way) is dropped with all ids:
+        the conversation must then be read anew.
+        """
+        self.pending = []
+        held = 0 if self.cache is None else self.cache.get_seq_length()
+        if held == length == len(self.ids):
+            return
+        if length and held == len(self.ids):
+            try:
+                self.cache.crop(length - held)
+                del self.ids[length:]
+                return
+            except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+                pass
+        self.cache, self.ids = None, []
+
+
+def check_length(max_new_tokens: int) -> None:
+    """Refuse an answer without room.
+
+    Raises:
+        ConfigError: ``max_new_tokens`` is not a whole number from 1 up.
+    """
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens!r} is not a whole number from 1 up")
 
 
 def repeated_tail(ids: list[int], *, times: int = 4, longest: int = 12) -> int:
@@ -84,6 +129,7 @@ def stream_ids(
 
     ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later.
     """
+    check_length(max_new_tokens)
     sampling = sampling or Sampling()
     generator = torch.Generator().manual_seed(sampling.seed)
     began = time.perf_counter()
@@ -114,7 +160,7 @@ def _choose(logits: torch.Tensor, produced: list[int], sampling: Sampling, gener
         logits[seen] = torch.where(
             values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
         )
-    if sampling.temperature == 0:
+    if sampling.temperature < _GREEDY:
         return int(logits.argmax())
     probabilities = (logits / sampling.temperature).softmax(-1)
     ordered, order = probabilities.sort(descending=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from vlm.encoders.audio import log_mel
 from vlm.errors import ConfigError
 from vlm.media import Audio, Video, load_audio, load_image, load_video
+from vlm.messages import needed
 from vlm.time import frame_edges
 from vlm.time.shots import find_shots
 
 DEFAULT_FRAMES = 64
 STATES_PER_SECOND = 50  # of the Whisper encoder
+VIDEO_OPTIONS = tuple(inspect.signature(load_video).parameters)[1:]  # what a call may say about videos given as paths
+_SLACK = 1 / STATES_PER_SECOND  # s; sound that misses a window by less than one state covers it
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Medium:
         ids: Token ids it occupies in the text (placeholders and time words).
         duration: Seconds.
         num_frames: Frames (images and videos) or encoder states kept (audio).
-        edges: ``[T+1]`` seconds; frame i covers ``edges[i]..edges[i+1]``.
+        edges: ``[T+1]`` seconds; frame (or encoder state) i covers ``edges[i]..edges[i+1]``.
         spans: ``[N, 2]`` seconds covered by each visual token.
         segments: Frames per shot, for pooling mode ``segments``.
         pixel_values: ``[T, 3, H, W]`` normalised, or vision_features ``[T, P, E]``.
@@ -82,8 +86,9 @@ def prepare_video(
             f"a video part needs 'video' (a path, bytes, frames or a Video) or 'features'; got keys {sorted(part)}"
         )
     if not isinstance(source, Video):
-        wanted = {k: v for k, v in options.items() if v is not None}
-        wanted |= {k: part[k] for k in ("num_frames", "fps", "start", "end") if part.get(k) is not None}
+        own = {k: part[k] for k in ("num_frames", "fps", "start", "end") if part.get(k) is not None}
+        replaced = {"num_frames", "fps"} if own.keys() & {"num_frames", "fps"} else set()
+        wanted = {k: v for k, v in options.items() if v is not None and k not in replaced} | own
         if "fps" not in wanted:
             wanted.setdefault("num_frames", DEFAULT_FRAMES)
         source = load_video(source, **wanted)
@@ -91,8 +96,17 @@ def prepare_video(
 
 
 def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) -> Medium:
-    """A loaded `Video` -> `Medium`; times become relative to the window that was asked for."""
+    """A loaded `Video` -> `Medium`; times become relative to the window that was asked for.
+
+    Raises:
+        ConfigError: The window has no length (a `Video` made by hand without ``end``).
+    """
     duration = video.end - video.start
+    if not duration > 0:
+        raise ConfigError(
+            f"the video {video.source!r} has start={video.start:g} and end={video.end:g} s, a window without length; "
+            "give Video(..., end=seconds)"
+        )
     timestamps = np.clip(video.timestamps - video.start, 0.0, duration)
     segments = find_shots(video.frames, **pooling.get("shots", {})) if pooling["mode"] == "segments" else None
     return Medium(
@@ -111,11 +125,11 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
 
 def _from_features(part: dict[str, Any], pooling: dict[str, Any]) -> Medium:
     features = _tensor(part["features"])
-    duration = float(part["duration"])
-    timestamps = np.asarray(part["timestamps"], dtype=np.float64)
+    duration, given = needed(part, "duration", "timestamps")
+    duration, timestamps = float(duration), np.asarray(given, dtype=np.float64)
     if len(timestamps) != len(features):
         raise ConfigError(f"a video part has {len(features)} frames of features but {len(timestamps)} timestamps")
-    segments = list(part["segments"]) if pooling["mode"] == "segments" else None
+    segments = list(needed(part, "segments")[0]) if pooling["mode"] == "segments" else None
     edges = np.asarray(part["edges"]) if "edges" in part else frame_edges(timestamps, duration)
     return Medium(
         kind="video",
@@ -141,33 +155,52 @@ def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
     source = part.get("image", part.get("path", part.get("url")))
     if source is None:
         raise ConfigError(f"an image part needs 'image' (a path, bytes or an array); got keys {sorted(part)}")
-    array = source if isinstance(source, np.ndarray) else load_image(source)
+    array = load_image(source)
     return Medium(kind="image", num_frames=1, pixel_values=normalise(array[None], pixels), frames=array[None])
 
 
 def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:
-    """An audio part for the feature path: log-mel by windows, and how many encoder states of each are really sound."""
+    """An audio part for the feature path: log-mel by windows, and how many encoder states of each are really sound.
+
+    Sound of a video says where it lies in the window that times refer to: ``offset`` (of its first sample) and ``duration`` (of the
+    window), both in seconds.
+    """
     source = part.get("audio", part.get("path", part.get("url")))
     if source is None:
         raise ConfigError(f"an audio part needs 'audio' (a path or an Audio); got keys {sorted(part)}")
     audio = source if isinstance(source, Audio) else load_audio(source, rate=int(ears["rate"]))
-    if audio.rate != int(ears["rate"]):
-        raise ConfigError(
-            f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate"
-        )
+    check_rate(audio, ears)
     size = round(float(ears.get("window", 30.0)) * audio.rate)
-    wave, stride = audio.samples.mean(0), int(ears["stride"])
-    pieces = [wave[first : first + size] for first in range(0, max(1, wave.shape[-1]), size)]
+    wave, stride = audio.mono(), int(ears["stride"])
+    firsts = range(0, max(1, wave.shape[-1]), size)
+    pieces = [wave[first : first + size] for first in firsts]
     mels = [
         log_mel(piece, rate=audio.rate, num_mel_bins=int(ears["num_mel_bins"]), seconds=size / audio.rate)
         for piece in pieces
     ]
     windows = [max(1, int(np.ceil(len(piece) / audio.rate * STATES_PER_SECOND / stride))) for piece in pieces]
+    offset, duration = float(part.get("offset", 0.0)), float(part.get("duration", audio.duration))
+    if max(abs(offset), abs(duration - audio.duration)) < _SLACK:
+        offset, duration = 0.0, audio.duration
+    states = [np.arange(n) * stride / STATES_PER_SECOND + f / audio.rate for f, n in zip(firsts, windows, strict=True)]
     return Medium(
         kind="audio",
         num_frames=sum(windows),
+        edges=np.concatenate([*states, [audio.duration]]) + offset,
         windows=windows,
         mel=torch.stack(mels),
-        duration=audio.duration,
-        start=audio.start,
+        duration=duration,
+        start=audio.start - offset,
     )
+
+
+def check_rate(audio: Audio, ears: dict[str, Any]) -> None:
+    """Refuse a loaded `Audio` that the ears would hear at the wrong speed.
+
+    Raises:
+        ConfigError: Names both rates.
+    """
+    if audio.rate != int(ears["rate"]):
+        raise ConfigError(
+            f"audio has {audio.rate} samples per second, the encoder wants {ears['rate']}; load it with that rate"
+        )

@@ -8,6 +8,7 @@ placeholders nor turn markers; the ids of a conversation are always a prefix of 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from vlm.config import TIME_LAYOUT, VLMConfig
 from vlm.errors import ConfigError
-from vlm.prepare import STATES_PER_SECOND, Medium, prepare_audio, prepare_images, prepare_video
+from vlm.messages import contents_of, conversations_of, needed
+from vlm.prepare import STATES_PER_SECOND, VIDEO_OPTIONS, Medium, prepare_audio, prepare_images, prepare_video
 from vlm.time.codec import TimeCodec, make_codec
 from vlm.time.slowfast import Pooler, pooler_of
 
@@ -40,13 +42,15 @@ class Prompt:
         labels: Same length; -100 except on assistant turns (their text and the token that ends the turn).
         media: Prepared media in reading order.
         spans: ``[N, 2]`` seconds covered by each visual token, in order.
-        duration: Seconds of the first video (0 without one); times in the text refer to it.
+        duration: Seconds of the first video, or of the sound if there is none; times in the text refer to it.
+        clock: The medium that times of an answer refer to: the first video, or else sound, of the last message that has one.
     """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: list[Medium] = field(default_factory=list)
     duration: float = 0.0
+    clock: Medium | None = None
 
     @property
     def spans(self) -> np.ndarray:
@@ -156,15 +160,19 @@ class VLMProcessor(ProcessorMixin):
 
         Args:
             messages: OpenAI/HF-style messages (see `data_recipes.sample`).
-            known_duration: Seconds of the video that times refer to when the messages themselves hold none.
+            known_duration: Seconds of the medium that times refer to when the messages themselves hold none.
             video_options: ``num_frames``, ``fps``, ``start``, ``end``, ... of `vlm.media.load_video`, for parts given as paths.
+
+        Raises:
+            ConfigError: A message is malformed or a part lacks something; MediaError: a medium cannot be used.
         """
-        contents = [_parts(m) for m in messages]
+        contents = contents_of(messages)
         media = [[self._prepare(p, video_options) for p in parts] for parts in contents]
-        flat = [m for group in media for m in group if m is not None and m.kind != "text"]
-        others = next((m.duration for m in flat), known_duration)
-        duration = next((m.duration for m in flat if m.kind == "video"), others)
-        out = Prompt(media=[m for m in flat if m.kind != "transcript"], duration=duration)
+        flat = [m for group in media for m in group if m is not None]
+        first = _clock(flat)
+        duration = first.duration if first is not None else known_duration
+        clock = next((c for group in reversed(media) if (c := _clock(group)) is not None), None)
+        out = Prompt(media=[m for m in flat if m.kind != "transcript"], duration=duration, clock=clock)
         rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
         pieces = _MARK.split(rendered)
         for i, piece in enumerate(pieces):
@@ -195,14 +203,15 @@ class VLMProcessor(ProcessorMixin):
         self, out: Prompt, role: str, parts: list[dict[str, Any]], media: list[Medium | None], duration: float
     ) -> None:
         for part, medium in zip(parts, media, strict=True):
-            ids = self.text_ids(part["text"], duration) if medium is None else medium.ids
+            ids = medium.ids if medium else self.text_ids(part["text"], duration, marks=not part.get("literal"))
             out.ids += ids
             out.labels += ids if role == "assistant" else [-100] * len(ids)
 
-    def text_ids(self, text: str, duration: float = 0.0) -> list[int]:
-        """Ids of untrusted text: control tokens in it stay plain text; ``{t:12.3}`` marks become the codec's words."""
+    def text_ids(self, text: str, duration: float = 0.0, *, marks: bool = True) -> list[int]:
+        """Ids of untrusted text: control tokens in it stay plain text; with ``marks``, ``{t:12.3}`` becomes the codec's words."""
         codec = self.codec
-        text = _TIME_MARK.sub(lambda m: codec.encode(float(m[1]), duration or float(m[1]) or 1.0), text)
+        if marks:
+            text = _TIME_MARK.sub(lambda m: codec.encode(float(m[1]), duration or float(m[1]) or 1.0), text)
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
     def _time_ids(self, seconds: float, duration: float) -> list[int]:
@@ -252,23 +261,28 @@ class VLMProcessor(ProcessorMixin):
                 "this model has no audio encoder for 'audio' parts; Chat turns sound into a transcript part instead"
             )
         medium = prepare_audio(part, self.ears)
+        edges = medium.edges
         per_second = STATES_PER_SECOND / int(self.ears["stride"])
-        group = max(1, round(per_second * max(1.0, medium.duration / _AUDIO_TIMES)))
+        group = max(1, round(per_second * max(1.0, float(edges[-1] - edges[0]) / _AUDIO_TIMES)))
         for first in range(0, medium.num_frames, group):
             count = min(group, medium.num_frames - first)
-            medium.ids += self._time_ids(first / per_second, medium.duration) + [self.token_id("<audio>")] * count
-        medium.ids += self._time_ids(medium.duration, medium.duration)
+            medium.ids += self._time_ids(float(edges[first]), medium.duration) + [self.token_id("<audio>")] * count
+        medium.ids += self._time_ids(float(edges[-1]), medium.duration)
         return medium
 
     def _prepare_transcript(self, part: dict[str, Any]) -> Medium:
-        """What was heard, as text with times: ``{"pieces": [(start, end, text), ...], "duration": seconds}``."""
-        duration = float(part["duration"])
+        """What was heard, as text with times: ``{"pieces": [(start, end, text), ...], "duration": seconds}``.
+
+        Times count from ``start`` (seconds of the file, 0 by default)."""
+        pieces, duration = needed(part, "pieces", "duration")
+        duration = float(duration)
         ids = self.text_ids("\nHeard: ")
-        for start, end, text in part["pieces"]:
+        for start, end, text in pieces:
             ids += self._time_ids(start, duration) + self.text_ids(f"{text}") + self._time_ids(end, duration)
-        if not part["pieces"]:
+        if not pieces:
             ids += self.text_ids("nothing")
-        return Medium(kind="transcript", ids=ids + self.text_ids("\n"), duration=duration)
+        ids += self.text_ids("\n")
+        return Medium(kind="transcript", ids=ids, duration=duration, start=float(part.get("start", 0.0)))
 
     # -- ids -> tensors --------------------------------------------------------------------------------------------------------
 
@@ -281,19 +295,26 @@ class VLMProcessor(ProcessorMixin):
             BatchFeature with ``input_ids``, ``attention_mask`` ``[B, L]`` and the media tensors of `VLMForConditionalGeneration.forward`.
         """
         video_options.pop("return_tensors", None)
-        batch = messages if messages and isinstance(messages[0], list) else [messages]
+        batch, _ = conversations_of(messages)
         prompts = [self.prompt(m, add_generation_prompt=add_generation_prompt, **video_options) for m in batch]
         out = self.collate([self.tensors(p) for p in prompts], padding_side="left")
         out.pop("labels")
         return BatchFeature(out)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
-        """transformers' entry point: text when ``tokenize=False``, else the same batch as calling the processor."""
+        """transformers' entry point: text when ``tokenize=False`` (a list for a list of conversations), else the same batch as
+        calling the processor; options of `load_video` go along."""
         add = bool(kwargs.get("add_generation_prompt", False))
         if tokenize:
-            return self(conversation, add_generation_prompt=add, **(kwargs.get("processor_kwargs") or {}))
-        texts = ["".join(p.get("text", f"<{p['type']}>") for p in _parts(m)) for m in conversation]
-        rendered = self.render(conversation, add_generation_prompt=add)
+            options = {k: v for k, v in kwargs.items() if k in VIDEO_OPTIONS} | (kwargs.get("processor_kwargs") or {})
+            return self(conversation, add_generation_prompt=add, **options)
+        batch, many = conversations_of(conversation)
+        rendered = [self._as_text(messages, add_generation_prompt=add) for messages in batch]
+        return rendered if many else rendered[0]
+
+    def _as_text(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        texts = ["".join(p.get("text", f"<{p['type']}>") for p in parts) for parts in contents_of(messages)]
+        rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
         return _MARK.sub(lambda m: texts[int(m[1])], rendered)
 
     def training_example(self, messages: list[dict[str, Any]], **video_options: Any) -> dict[str, Any]:
@@ -354,15 +375,10 @@ class VLMProcessor(ProcessorMixin):
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    out = []
-    for part in parts:
-        if part.get("type") == "text" and not isinstance(part.get("text"), str):
-            raise ConfigError(f"a text part needs a string under 'text', got {part.get('text')!r}")
-        out.append(part)
-    return out
+def _clock(media: Sequence[Medium | None]) -> Medium | None:
+    """The medium that times refer to: the first video, or else the first sound."""
+    timed = [m for m in media if m is not None and m.duration > 0]
+    return next((m for m in timed if m.kind == "video"), next(iter(timed), None))
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, codec: TimeCodec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from tests.tiny import random_frames, tiny_assistant
 from vlm.chat import Assistant
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, MediaError
 from vlm.media import Video, load_video
 from vlm.report import model_facts
 from vlm.time.shots import find_shots, split_long
@@ -113,6 +114,39 @@ def test_unknown_parts_and_missing_sources_are_named(tiny: Assistant) -> None:
         tiny.processor([{"role": "user", "content": [{"type": "hologram"}]}])
     with pytest.raises(ConfigError, match="needs 'image'"):
         tiny.processor([{"role": "user", "content": [{"type": "image", "file": "x"}]}])
+
+
+def test_options_of_a_part_win_over_those_of_the_call(tiny: Assistant) -> None:
+    part = {"type": "video", "video": random_frames(8), "num_frames": 2}
+    batch = tiny.processor([{"role": "user", "content": [part]}], fps=1.0)
+    assert batch["frames_per_medium"].tolist() == [2]
+
+
+def test_the_entry_point_of_transformers_takes_batches_and_video_options(tiny: Assistant) -> None:
+    messages = [{"role": "user", "content": [{"type": "video", "video": random_frames(8)}]}]
+    batch = tiny.processor.apply_chat_template(messages, tokenize=True, return_dict=True, num_frames=4)
+    assert batch["frames_per_medium"].tolist() == [4]
+    text = tiny.processor.apply_chat_template(messages, tokenize=False)
+    assert "<video>" in text
+    assert tiny.processor.apply_chat_template([messages, messages], tokenize=False) == [text, text]
+
+
+def test_pictures_given_as_arrays_are_checked_like_files(tiny: Assistant) -> None:
+    picture = random_frames(1)[0]
+    see_through = np.concatenate([picture, np.full((40, 40, 1), 255, np.uint8)], axis=2)
+
+    def pixels(image: np.ndarray) -> torch.Tensor:
+        return tiny.processor([{"role": "user", "content": [{"type": "image", "image": image}]}])["pixel_values"]
+
+    assert torch.equal(pixels(see_through), pixels(picture))
+    for wrong in (picture[..., 0], picture.astype(np.float32)):
+        with pytest.raises(MediaError, match="expected uint8"):
+            pixels(wrong)
+
+
+def test_a_video_made_by_hand_needs_its_end(tiny: Assistant) -> None:
+    with pytest.raises(ConfigError, match=r"end=0 s.*without length"):
+        tiny.processor([{"role": "user", "content": [{"type": "video", "video": replace(video(), end=0.0)}]}])
 
 
 def test_shots_are_found_where_the_picture_changes() -> None:

@@ -67,6 +67,8 @@ class AudioTower(nn.Module):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         whisper = WhisperConfig(**(config.tower or {}))
+        if config._attn_implementation is not None:
+            whisper._attn_implementation = config._attn_implementation
         self.encoder = WhisperEncoder(whisper)
         self.out_dim = whisper.d_model
         self.max_states = whisper.max_source_positions

@@ -61,9 +61,9 @@ class TimeCodec(ABC):
         """Start and end, side by side (LITA's ``<ts> <te>``)."""
         return f"{self.encode(span.start, duration)} {self.encode(span.end, duration)}"
 
-    def parse(self, text: str, duration: float) -> ParseResult:
+    def parse(self, text: str, duration: float, *, offset: float = 0.0) -> ParseResult:
         """Every time in a model's answer, however it is written; see `vlm.time.parse.parse_times`."""
-        return parse_times(text, duration, mark=self._mark(duration))
+        return parse_times(text, duration, mark=self._mark(duration), offset=offset)
 
 
 class RelativeCodec(TimeCodec):

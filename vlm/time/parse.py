@@ -23,13 +23,13 @@ class ParseResult:
     """What was read from an answer.
 
     Attributes:
-        spans: In the order of the text, inside ``[0, duration]``; an instant has ``start == end``.
+        spans: In the order of the text, inside ``[offset, offset + duration]``; an instant has ``start == end``.
         how: How times were written: ``tokens`` (the codec's own), ``angle`` (``<12.3>``), ``seconds``, ``clock``,
             ``range`` (bare numbers in a range), ``json``; joined by ``+`` when mixed; ``absent`` when the text says
             that it does not happen; ``none``.
         fallback: True if no time could be read and the text does not say "absent" either. `parse_lita` then answers
             the whole clip.
-        text: The answer with time tokens written as seconds ("12.3 s").
+        text: The answer with time tokens written as seconds ("12.3 s"); with an offset, the times in words as well.
     """
 
     spans: list[Span]
@@ -108,7 +108,9 @@ _ABSENT = re.compile(
 _LITA_TIME = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
 
 
-def parse_times(text: str, duration: float, *, mark: Mark | None = None, decimals: int = 1) -> ParseResult:
+def parse_times(
+    text: str, duration: float, *, mark: Mark | None = None, decimals: int = 1, offset: float = 0.0
+) -> ParseResult:
     """Read every time that ``text`` mentions.
 
     Args:
@@ -117,6 +119,8 @@ def parse_times(text: str, duration: float, *, mark: Mark | None = None, decimal
             clamped from above.
         mark: The codec's own way to write a time.
         decimals: Digits after the point when a time token is written as seconds in `ParseResult.text`.
+        offset: Seconds of the file at which the video that ``text`` is about begins; moves the spans and the times in
+            `ParseResult.text`.
     """
     limit = duration if duration > 0 else math.inf
     atoms = _read_atoms(text, mark)
@@ -128,16 +132,17 @@ def parse_times(text: str, duration: float, *, mark: Mark | None = None, decimal
     structured = json_spans(text, one_time)
     if structured:
         pairs, how = structured, "json"
-        used: list[tuple[_Atom, ...]] = [(a,) for a in atoms if a.is_mark]
+        said = {t for pair in pairs for t in pair} if offset else set()
+        used: list[tuple[_Atom, ...]] = [(a,) for a in atoms if a.is_mark or a.value in said]
     else:
         used = _pair(text, atoms)
         pairs = [(u[0].value, u[-1].value) for u in used]
         how = "+".join(dict.fromkeys(_kind(u) for u in used))
-    spans = [Span.of(*(float(min(max(t, 0.0), limit)) for t in pair)) for pair in pairs]
+    spans = [Span.of(*(float(min(max(t, 0.0), limit)) + offset for t in pair)) for pair in pairs]
     if not spans:
         absent = bool(_ABSENT.search(text))
         return ParseResult([], "absent" if absent else "none", not absent, text)
-    return ParseResult(spans, how, False, _render(text, used, limit, decimals))
+    return ParseResult(spans, how, False, _render(text, used, limit, decimals, offset))
 
 
 def parse_lita(text: str, duration: float) -> ParseResult:
@@ -225,16 +230,17 @@ def _kind(group: tuple[_Atom, ...]) -> str:
     return kinds[0] if kinds else "range"
 
 
-def _render(text: str, groups: list[tuple[_Atom, ...]], limit: float, decimals: int) -> str:
-    """The text with marks written as seconds; two marks side by side become "a to b"."""
+def _render(text: str, groups: list[tuple[_Atom, ...]], limit: float, decimals: int, offset: float) -> str:
+    """The text with marks written as seconds, and with an offset every time; two marks side by side become "a to b"."""
     out, done = [], 0
     for group in groups:
         for place, atom in enumerate(group):
-            if not atom.is_mark:
+            if not (atom.is_mark or offset):
                 continue
             between = text[done : atom.begin]
             if place == 1 and not between.strip():
                 between = " to "
-            out += [between, f"{min(max(atom.value, 0.0), limit):.{decimals}f} s"]
+            seconds = min(max(atom.value, 0.0), limit) + offset
+            out += [between, f"{seconds:.{decimals}f}" + (" s" if atom.kind != "bare" else "")]
             done = atom.end
     return "".join(out) + text[done:]

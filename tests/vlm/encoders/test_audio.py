@@ -8,7 +8,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from tests.tiny import tiny_assistant
-from vlm.encoders.audio import _voiced_range, log_mel
+from vlm.encoders.audio import AudioTower, _voiced_range, log_mel
 from vlm.media import Audio
 
 RATE = 16000
@@ -58,6 +58,35 @@ def test_long_sound_is_read_window_by_window_with_times_between() -> None:
     torch.testing.assert_close(together, apart)
     words = processor.tokenizer.decode(whole["input_ids"][0]).replace(" ", "")
     assert "<t0><audio><audio><t20><audio><audio><t40>" in words and "<audio><t99>" in words
+
+
+def _words(part: dict[str, object], **ears: object) -> str:
+    config = {"mode": "features", "tower": TOWER, "stride": 25, "window": 2.0, **ears}
+    assistant = tiny_assistant(audio_config=config, time={"codec": "relative", "num_tokens": 101, "interleave": True})
+    prompt = assistant.processor.prompt([{"role": "user", "content": [{"type": "audio", **part}]}])
+    return assistant.processor.tokenizer.decode(prompt.ids).replace(" ", "")
+
+
+def test_sound_of_a_video_is_timed_in_its_window() -> None:
+    pytest.importorskip("torchaudio")
+    sound = Audio(tone(2.0)[None], RATE, start=7.0)
+    assert "<t0><audio><audio><t50><audio><audio><t100>" in _words({"audio": sound})
+    assert "<t25><audio><audio><t30><audio><audio><t35>" in _words({"audio": sound, "offset": 5.0, "duration": 20.0})
+    assert _words({"audio": sound, "offset": 1e-9, "duration": 2.0 + 1e-9}) == _words({"audio": sound})
+
+
+def test_times_stay_true_when_the_stride_does_not_divide_the_window() -> None:
+    pytest.importorskip("torchaudio")
+    words = _words({"audio": Audio(tone(10.0)[None], RATE)}, window=1.25)
+    assert words.count("<audio>") == 8 * 3
+    assert "<t85><audio><audio><t92><audio><audio><t100>" in words
+
+
+def test_the_audio_tower_takes_its_attention_implementation() -> None:
+    assistant = tiny_assistant(audio_config={"mode": "features", "tower": TOWER})
+    config = assistant.model.config.audio_config
+    config._attn_implementation = "eager"
+    assert AudioTower(config).encoder.config._attn_implementation == "eager"
 
 
 def test_sound_goes_through_the_feature_path() -> None:

@@ -123,6 +123,27 @@ def test_text_shows_seconds_instead_of_tokens() -> None:
     assert digits.parse(f"at {digits.encode(7.0, 60.0)}", 60.0).text == "at 7.0 s"
 
 
+@pytest.mark.parametrize(
+    ("codec", "text", "shown", "spans"),
+    [
+        ("relative", "from <t0> to <t99>", "from 5.0 s to 18.0 s", [(5.0, 18.0)]),
+        ("relative", "<t0> <t99> a dog for 3 s", "5.0 s to 18.0 s a dog for 3 s", [(5.0, 18.0)]),
+        ("digits", "at <d0><d0><d0><d7><dot><d5>", "at 12.5 s", [(12.5, 12.5)]),
+        ("seconds", "from 4.9 s to 8.9 s.", "from 9.9 s to 13.9 s.", [(9.9, 13.9)]),
+        ("seconds", "from 4.9 to 8.9 s, 2 dogs", "from 9.9 to 13.9 s, 2 dogs", [(9.9, 13.9)]),
+        ("seconds", "at 0:04 and at 99 s", "at 9.0 s and at 18.0 s", [(9.0, 9.0), (18.0, 18.0)]),
+        ("seconds", '{"start": 4.5, "end": 8}', '{"start": 9.5, "end": 13.0}', [(9.5, 13.0)]),
+        ("seconds", "never", "never", []),
+    ],
+)
+def test_an_offset_moves_spans_and_words_together(
+    codec: str, text: str, shown: str, spans: list[tuple[float, float]]
+) -> None:
+    result = make_codec(codec).parse(text, 13.0, offset=5.0)
+    assert result.text == shown
+    assert [(s.start, s.end) for s in result.spans] == [pytest.approx(s) for s in spans]
+
+
 def test_digit_tokens_may_be_apart() -> None:
     result = make_codec("digits").parse("<d0> <d0> <d1> <d2> <dot> <d3>", 60.0)
     assert (result.spans, result.how) == ([Span(12.3, 12.3)], "tokens")
