@@ -20,6 +20,18 @@ AUDIO_MODES = ("features", "transcript")
 TIME_LAYOUT = ("codec", "interleave", "tag")  # keys of `VLMConfig.time` that are no options of the codec
 
 
+def _options(name: str, key: str, given: Any, default: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``given``, or of ``default`` if nothing is given.
+
+    Raises:
+        ConfigError: ``key``, which says what the other options belong to, is missing.
+    """
+    options = dict(given or default)
+    if key not in options:
+        raise ConfigError(f"{name}={options} lacks {key!r}; the default is {default}")
+    return options
+
+
 @strict
 class VisionConfig(PreTrainedConfig):
     """A vision tower and how its pixels are prepared.
@@ -88,7 +100,7 @@ class AudioConfig(PreTrainedConfig):
         if self.mode not in AUDIO_MODES:
             raise ConfigError(f"audio_config.mode={self.mode!r} is not one of {AUDIO_MODES}")
         self.tower = dict(self.tower or {})
-        self.connector = dict(self.connector or {"type": "mlp2x_gelu"})
+        self.connector = _options("audio_config.connector", "type", self.connector, {"type": "mlp2x_gelu"})
 
 
 @strict
@@ -128,9 +140,9 @@ class VLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.connector = dict(self.connector or {"type": "mlp2x_gelu"})
-        self.pooling = dict(self.pooling or {"mode": "frame"})
-        self.time = dict(self.time or {"codec": "relative", "interleave": False})
+        self.connector = _options("connector", "type", self.connector, {"type": "mlp2x_gelu"})
+        self.pooling = _options("pooling", "mode", self.pooling, {"mode": "frame"})
+        self.time = _options("time", "codec", self.time, {"codec": "relative", "interleave": False})
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.time.get("tag") and not self.time.get("interleave"):

@@ -155,7 +155,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds_BLD = self.get_input_embeddings()(input_ids)
         visual_BL = locate(input_ids, (self.config.image_token_id, self.config.video_token_id))
         if vision_features is None and pixel_values is not None:
-            vision_features = self.encode_frames(pixel_values)
+            vision_features = self.encode_frames(pixel_values.to(self.dtype))
         tokens_ND = embeds_BLD.new_zeros(0, embeds_BLD.shape[-1])
         if vision_features is not None and frames_per_medium is not None and is_video is not None:
             features = vision_features.to(self.dtype)

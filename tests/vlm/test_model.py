@@ -156,6 +156,12 @@ def test_gradients_reach_every_part_and_checkpointing_does_not_change_them() -> 
             torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-7)
 
 
+def test_half_precision_sees_the_same_pixels() -> None:
+    assistant = tiny_assistant()
+    assistant.model.to(torch.bfloat16)
+    assert assistant.chat("what?", video=random_frames(3), num_frames=3, max_new_tokens=2).usage.frames == 3
+
+
 def test_attention_implementation_per_tower(tiny: Assistant, tmp_path: Path) -> None:
     tiny.model.save_pretrained(tmp_path)
     choice = {"text_config": "eager", "vision_config": "sdpa"}

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import CheckpointError, ConfigError, VLMError
 
 PRESETS = ("smol", "nano")
 
@@ -33,6 +33,7 @@ def load(
 
     Raises:
         CheckpointError: Not found, damaged, or not a model of this package.
+        ConfigError: ``device`` cannot be used here, or the model's configuration makes no sense.
         MissingDependencyError: The preset needs an extra.
     """
     import torch
@@ -41,6 +42,11 @@ def load(
     from vlm.model import VLMForConditionalGeneration
     from vlm.processor import VLMProcessor
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
     folder = _resolve(name)
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     if attn_implementation is not None:
@@ -48,11 +54,12 @@ def load(
     try:
         model = VLMForConditionalGeneration.from_pretrained(folder, **options)
         processor = VLMProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except VLMError:
+        raise
+    except (
+        Exception
+    ) as error:  # of any type: the readers of damaged weights, configs and tokenizers raise what they like
         raise CheckpointError(f"cannot load {str(name)!r}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Assistant(model.eval().to(device), processor, _transcriber(model.config), str(name))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tiny import random_frames
-from vlm.errors import CheckpointError
+from tests.tiny import random_frames, tiny_assistant
+from vlm.errors import CheckpointError, ConfigError
 from vlm.presets import load, preset_folder
 from vlm.presets.smol import TRAINED_FILE, apply_trained
 
@@ -29,6 +30,34 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["weights", "config", "tokenizer", "pooling", "time", "audio"])
+def test_damaged_folders_end_in_an_error_of_ours(tmp_path: Path, damage: str) -> None:
+    tiny = tiny_assistant()
+    tiny.model.save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if damage == "weights":
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    if damage == "tokenizer":
+        (tmp_path / "tokenizer.json").write_text('{"version": ')
+    config["vision_config"] |= {"image_size": "big"} if damage == "config" else {}
+    config |= {
+        "pooling": {"pooling": {"pool_size": 2}},
+        "time": {"time": {"interleave": True}},
+        "audio": {"audio_config": {"connector": {"token_order": "row"}}},
+    }.get(damage, {})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lacks = {"pooling": "lacks 'mode'", "time": "lacks 'codec'", "audio": "lacks 'type'"}.get(damage, "cannot load")
+    with pytest.raises((CheckpointError, ConfigError), match=lacks):
+        load(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device='cuda:99'"):
+        load(tmp_path, device="cuda:99")
+
+
 def test_smol_answers_about_a_video() -> None:
     if not (preset_folder("smol") / TRAINED_FILE).exists():
         pytest.skip("smol is not trained in this checkout")
@@ -44,8 +73,6 @@ def test_smol_answers_about_a_video() -> None:
 
 
 def test_trained_parts_that_do_not_fit_are_refused() -> None:
-    from tests.tiny import tiny_assistant
-
     model = tiny_assistant(connector={"type": "linear"}).model
     with pytest.raises(CheckpointError, match="mm_projector"):
         apply_trained(model, {"mm_projector.layers.weight": torch.zeros(2, 2)}, {})
