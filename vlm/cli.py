@@ -63,13 +63,14 @@ def chat(
             question, **media, **window, max_new_tokens=max_new_tokens, temperature=temperature
         ):
             shown.update(text)
-        shown.end()
         reply = conversation.reply
         if reply is None:
             return
+        shown.end(reply.text)
         print_json(question, reply) if json else print_reply(question, reply, with_text=ask is not None)
         if picture is not None and conversation.video is not None:
-            print(f"picture  {save_strip(conversation.video, reply, picture, question=question)}")
+            written = save_strip(conversation.video, reply, picture, question=question)
+            print(f"picture  {written}", file=sys.stderr if json else sys.stdout)
         media, window = {}, {}
         if ask is not None:
             return
@@ -87,9 +88,10 @@ class _Growing:
             print(text[len(self.shown) :], end="", flush=True)
             self.shown = text
 
-    def end(self) -> None:
+    def end(self, final: str) -> None:
+        """The whole text: its rest, or all of it on a new line if what is on the screen has changed."""
         if self.enabled:
-            print()
+            print(final[len(self.shown) :] if final.startswith(self.shown) else f"\n{final}")
 
 
 def _quiet() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm import __version__
+from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlm.chat import Assistant, Reply
@@ -42,6 +43,7 @@ _PACKAGES = (
 
 def clock(seconds: float) -> str:
     """``75.25`` -> ``1:15.2``; below a minute ``15.2 s``."""
+    seconds = round(seconds, 1)
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(seconds, 60)
@@ -74,13 +76,20 @@ def save_strip(video: Medium, reply: Reply, path: Path, *, question: str = "", c
     Args:
         video: What the model saw (`Chat.video`).
         reply: Whose spans are marked.
-        path: PNG to write.
+        path: PNG to write (another format if the suffix says so).
+
+    Raises:
+        ConfigError: ``path`` cannot be written.
     """
     from PIL import Image
 
     strip = draw_strip(video, reply.spans, columns=columns, rows=rows, title=f"{question}  {reply.text}".strip())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(strip).save(path)
+    kind = None if path.suffix.lower() in Image.registered_extensions() else "PNG"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(strip).save(path, format=kind)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the picture {str(path)!r} cannot be written: {error}; name another file") from error
     return path
 
 
@@ -89,7 +98,7 @@ def draw_strip(video: Medium, spans: list[Span], *, columns: int = 8, rows: int 
     from PIL import Image, ImageDraw, ImageFont
 
     if video.frames is None or video.timestamps is None:
-        raise ValueError("a strip needs frames; this video was given as features")
+        raise ConfigError("a strip needs frames; this video was given as features")
     picks = np.unique(np.linspace(0, len(video.frames) - 1, min(columns * rows, len(video.frames))).round().astype(int))
     side, gap, head, foot = 160, 8, 30, 46
     high = round(side / min(max(video.shape, 0.5), 3.0))
@@ -122,13 +131,19 @@ def _draw_bar(draw: Any, font: Any, video: Medium, spans: list[Span], *, width: 
 
 
 def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
-    """Parameters per part, tokens per frame, and bytes of weights and cache for ``frames`` frames."""
+    """Parameters per part, tokens per frame, and bytes of weights and cache for ``frames`` frames.
+
+    Raises:
+        ConfigError: ``frames`` is less than 1.
+    """
+    if frames < 1:
+        raise ConfigError(f"frames={frames} must be at least 1")
     model, processor = assistant.model, assistant.processor
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
     grid = tuple(processor.layout["token_grid"])
     mode = processor.layout["pooling"]["mode"]
     pooler = processor.pooler
-    shots = [frames // 8] * 8 if mode == "segments" and frames >= 8 else [frames]
+    shots = [frames * (i + 1) // 8 - frames * i // 8 for i in range(8)] if frames >= 8 else [frames]
     groups = pooler.groups(frames, grid, shots if mode == "segments" else None)
     times = len(groups) + (not pooler.closing) if processor.layout["time"].get("interleave") else 0
     tokens = sum(groups) + times

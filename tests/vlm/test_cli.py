@@ -10,7 +10,8 @@ import pytest
 
 from tests.tiny import random_frames, tiny_assistant
 from vlm.arguments import build_parser
-from vlm.cli import VERBS, main
+from vlm.cli import VERBS, _Growing, main
+from vlm.errors import ConfigError
 from vlm.report import clock, draw_strip, environment, model_facts
 from vlm.time.span import Span
 
@@ -66,6 +67,12 @@ def test_chat_answers_as_json_and_draws_the_strip(tmp_path: Path, capsys: pytest
     text = capsys.readouterr().out
     assert "question What?" in text and "5 frames" in text
     assert picture.stat().st_size > 1000
+    assert main(["chat", *arguments, "--picture", str(tmp_path / "strip")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["question"] == "What?" and "picture  " in captured.err
+    assert (tmp_path / "strip").read_bytes().startswith(b"\x89PNG")
+    assert main(["chat", *arguments, "--picture", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     assert main(["chat", str(tmp_path / "none.mp4"), "What?", "--model", str(tmp_path / "model")]) == 2
     assert "none.mp4" in capsys.readouterr().err
 
@@ -104,8 +111,32 @@ def test_facts_count_what_is_there() -> None:
     assert environment()["torch"]
 
 
+def test_facts_for_any_number_of_frames() -> None:
+    tiny = tiny_assistant(pooling={"mode": "segments"}, time={"codec": "relative", "interleave": False})
+    assert [model_facts(tiny, frames=n)[f"tokens for {n} frames"] for n in (1, 8, 60)] == [4, 32, 32]
+    with pytest.raises(ConfigError, match="frames=0"):
+        model_facts(tiny, frames=0)
+
+
 def test_clock() -> None:
     assert (clock(3.04), clock(75.25)) == ("3.0 s", "1:15.2")
+    assert (clock(59.96), clock(119.97)) == ("1:00.0", "2:00.0")
+
+
+@pytest.mark.parametrize(
+    ("texts", "printed"),
+    [
+        (["A", "A b", "A b c"], "A b c\n"),
+        (["A caf\ufffd", "A café"], "A caf\ufffd\nA café\n"),
+        (["A", "A b"], "A b\n"),
+    ],
+)
+def test_a_growing_text_ends_complete(texts: list[str], printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _Growing(enabled=True)
+    for text in texts[:-1]:
+        shown.update(text)
+    shown.end(texts[-1])
+    assert capsys.readouterr().out == printed
 
 
 def test_train_passes_on_the_status_of_a_preempted_run(monkeypatch: pytest.MonkeyPatch) -> None:
