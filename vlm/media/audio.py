@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -240,7 +240,7 @@ def _without_first(frame: AudioFrame, count: int) -> AudioFrame:
     from av import AudioFrame
 
     width = 1 if frame.format.is_planar else frame.layout.nb_channels
-    samples = np.ascontiguousarray(frame.to_ndarray()[:, count * width :])
+    samples: Any = np.ascontiguousarray(frame.to_ndarray()[:, count * width :])
     rest = AudioFrame.from_ndarray(samples, format=frame.format.name, layout=frame.layout.name)
     rest.sample_rate = frame.sample_rate
     return rest

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from vlm.media.limits import Deadline, MediaLimits
+from vlm.media.probe import timed_by_decoding
 from vlm.media.source import Source, open_container, packets_of
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 _JUMP_SECONDS = 2.0  # without an index, targets further apart than this are reached by a seek
-_ELEMENTARY = {"h264", "hevc", "m4v", "mpegvideo", "obu"}
+_UNSEEKABLE = {"h264", "hevc", "m4v", "mpegvideo", "obu", "mpeg"}
 _LONG_GOP = 500  # packets held while looking for a later keyframe
 _KEY_TRIES = 8  # packets; a keyframe may come as two fields, or be damaged
+_LEADING = 16  # frames that may be decoded after a keyframe and shown before it
 _HOLD_SECONDS = 0.5  # how long a last frame may stay on screen after a clean end of file
 
 
@@ -44,6 +46,7 @@ class Cursor:
         damaged: Packets the decoder refused so far.
         missing: Target times (ticks) for which the file holds no frame because it ends early.
         last_end: Ticks at which the last frame read before an early end stops being shown.
+        reordered: True if times have to be told from the order of decoding; the first frame must be asked for first.
         cut_off: True once it is certain that the file is shorter than it was when it was written.
     """
 
@@ -68,10 +71,11 @@ class Cursor:
         self._last_read: int | None = None  # largest pts of those packets
         self._cut = False  # the demuxer reported an error, not an end
         self._key: VideoFrame | None = None
+        self._lag: int | None = None  # ticks by which the decoder runs ahead of the screen, where that has to be known
         self._threads = threads
         self._attach(container, stream.index)
-        # Elementary streams carry no times; libavformat cannot seek in them.
-        self._seekable = container.format.name not in _ELEMENTARY
+        # Elementary streams carry no times, so libavformat cannot seek in them; in MPEG program streams it misses.
+        self._seekable = container.format.name not in _UNSEEKABLE
 
     def _attach(self, container: InputContainer, index: int) -> None:
         stream = next(s for s in container.streams.video if s.index == index)
@@ -85,6 +89,9 @@ class Cursor:
         self._decoder.thread_type = "AUTO" if self._threads > 1 else "NONE"
         self._decoder.thread_count = self._threads
         self._droppable = self._decoder.name == "h264"
+        self._by_decoding = timed_by_decoding(container)
+        self.reordered = self._by_decoding and bool(self._decoder.has_b_frames)
+        self._lead = _LEADING * self._tick if self.reordered else 0
         self._fresh = True
         _read_only(container, index)
 
@@ -169,7 +176,7 @@ class Cursor:
         """All frames shown in [first, last) ticks, in order, starting with the one shown at `first`."""
         waiting: VideoFrame | None = None
         end = first
-        for frame in self._decode_all(self._seek(first)):
+        for frame in self._decode_all(self._seek(first - self._lead)):
             pts = pts_of(frame)
             end = self._note_end(frame)
             if pts >= last:
@@ -192,6 +199,8 @@ class Cursor:
 
         Asking for the same keyframe again returns the same object.
         """
+        if self.reordered:  # only the packets after it tell its time
+            return next(self._decode_all(self._seek(tick)), None)
         self._decoder.skip_frame = "NONKEY"
         for packet in islice(self._seek(tick), _KEY_TRIES):
             if self._key is not None and self._key.pts == packet.pts and packet.is_keyframe:
@@ -206,7 +215,7 @@ class Cursor:
 
     def _run(self, ticks: Sequence[int]) -> Iterator[VideoFrame]:
         """Decode from the keyframe before ``ticks[0]`` until the frames for all `ticks` have come out."""
-        for packet, wanted, done in self._plan(self._seek(ticks[0]), ticks):
+        for packet, wanted, done in self._plan(self._seek(ticks[0] - self._lead), ticks):
             self._decoder.skip_frame = "DEFAULT" if wanted or not self._droppable else "NONREF"
             yield from self._decode(packet)
             if done:
@@ -229,7 +238,7 @@ class Cursor:
             return packet, high > low, open_targets <= 0
 
         for packet in packets:
-            if packet.pts is None or packet.dts is None:  # a container without times: decode everything
+            if packet.pts is None or packet.dts is None or self.reordered:  # times say little: decode everything
                 yield from ((waiting, True, False) for waiting in [*ahead, packet])
                 ahead.clear()
                 open_targets = 1 << 62
@@ -266,10 +275,20 @@ class Cursor:
             return []
         for frame in frames:
             self._limits.check_pixels(self._source.name, frame.width, frame.height)
+            if self.reordered:
+                frame.pts = self._time_by_decoding(frame)
             if frame.pts is None:
                 frame.pts = 0 if self._clock is None else self._clock + self._tick
             self._clock = frame.pts
         return frames
+
+    def _time_by_decoding(self, frame: VideoFrame) -> int | None:
+        """Time of the next frame on screen: that of the packet which made the decoder give it, less the decoder's lag."""
+        if frame.dts is None:
+            return None
+        if self._lag is None:  # the first frame of the file
+            self._lag = frame.dts - (self.stream.start_time or 0)
+        return frame.dts - self._lag
 
     # ---------------------------------------------------------------- bytes -> packets
 
@@ -337,6 +356,8 @@ class Cursor:
                 self._deadline.check(self._source.name)
                 if packet.size == 0 and packet.pts is None:
                     return
+                if self._by_decoding:
+                    packet.pts = packet.dts
                 if packet.dts is not None:
                     self._last_dts = max(packet.dts, self._last_dts or packet.dts)
                 if packet.pts is not None:

@@ -69,21 +69,30 @@ def presentation_zero(container: InputContainer, video: VideoStream | None, begi
     return min(starts, default=Fraction(0))
 
 
+def timed_by_decoding(container: InputContainer) -> bool:
+    """True where the only true times are those of decoding: AVI says nothing of when a frame is shown, and libavformat's guess is
+    often wrong. In the order of the screen, the n-th frame has the time of the n-th packet."""
+    return container.format.name == "avi"
+
+
 def stated_end(
     container: InputContainer, stream: VideoStream | AudioStream, first: int | None = None
 ) -> Fraction | None:
     """Container time in seconds at which the container says the stream, which begins at `first` ticks, ends.
 
-    None if it does not say.
+    None if it does not say: MPEG program streams give an estimate only, and where a file of several streams states one length
+    for all of them, this one may be shorter.
     """
+    if container.format.name == "mpeg":
+        return None
     base = stream.time_base or Fraction(0)
-    begin = ((stream.start_time if first is None else first) or 0) * base
+    begin = ((first if stream.start_time is None else stream.start_time) or 0) * base
     if stream.duration is not None and stream.duration > 0:
         return begin + stream.duration * base
     tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska's per-stream duration
     if tag:
         return max(tag, begin)
-    if container.duration is not None and container.duration > 0:
+    if container.duration is not None and container.duration > 0 and len(container.streams) == 1:
         return Fraction((container.start_time or 0) + container.duration, 1_000_000)
     return None
 
@@ -116,11 +125,13 @@ def presentation_times(source: Source, limits: MediaLimits) -> np.ndarray:
     times: list[float] = []
     with open_container(source, limits) as container:
         stream = video_stream(container, source)
+        by_decoding = timed_by_decoding(container)
         try:
             for packet in packets_of(container, stream):
                 deadline.check(source.name)
-                if packet.pts is not None and packet.time_base and not packet.is_discard:
-                    times.append(float(packet.pts * packet.time_base))
+                shown = packet.dts if by_decoding else packet.pts
+                if shown is not None and packet.time_base and not packet.is_discard:
+                    times.append(float(shown * packet.time_base))
         except av.FFmpegError:
             pass  # a cut file: the times up to here
     return np.sort(np.asarray(times, dtype=np.float64))

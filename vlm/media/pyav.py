@@ -150,7 +150,8 @@ class PyavReader:
     def _exact(self, cursor: Cursor, ticks: Sequence[int], request: Request) -> Iterator[FrameAt]:
         groups = cursor.groups(ticks)
         workers = min(2, os.cpu_count() or 1, len(groups))
-        if workers < 2 or not self._source.reopenable or len(ticks) > _SPARSE * len(groups):
+        alone = workers < 2 or not self._source.reopenable or cursor.reordered
+        if alone or len(ticks) > _SPARSE * len(groups):
             scale = Scaler(self._source.name, request.size, self._limits)
             for frame in cursor.frames_at(ticks):
                 yield scale(frame), self._to_seconds(pts_of(frame))

@@ -113,3 +113,62 @@ def test_keyframe_snap_is_the_nearest_earlier_keyframe(video: tuple[Path, np.nda
     assert loaded.snap == "keyframe"
     assert [number_of(frame) for frame in loaded.frames] == wanted
     np.testing.assert_allclose(loaded.timestamps, times[wanted], atol=1e-9)
+
+
+TICK = Fraction(1, 25)
+OLD: dict[str, Make] = {
+    "avi-bframes": lambda d: encode(d / "a.avi", list(range(75)), base=TICK, options={"bf": "2"}),
+    "avi-pyramid": lambda d: encode(
+        d / "a.avi", list(range(75)), base=TICK, options={"bf": "3", "b-pyramid": "normal"}, gop=25
+    ),
+    "avi-mpeg4-bframes": lambda d: encode(
+        d / "a.avi", list(range(75)), base=TICK, codec="mpeg4", options={"bf": "2", "qscale": "2"}
+    ),
+    "mpeg-2": lambda d: encode(
+        d / "a.mpg", list(range(75)), base=TICK, codec="mpeg2video", container="vob", options={"qscale": "2"}
+    ),
+    "mpeg-1-bframes": lambda d: encode(
+        d / "a.mpg",
+        list(range(75)),
+        base=TICK,
+        codec="mpeg1video",
+        container="mpeg",
+        options={"bf": "2", "qscale": "2"},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error::vlm.errors.MediaWarning")
+@pytest.mark.parametrize("kind", list(OLD))
+def test_old_containers_that_state_no_times_or_only_estimates(kind: str, tmp_path: Path) -> None:
+    path = OLD[kind](tmp_path)
+    every = load_video(path)
+    assert every.duration == pytest.approx(3.0, abs=1e-6)
+    assert numbers_of(every.frames) == list(range(75))
+    np.testing.assert_allclose(every.timestamps, np.arange(75) / 25, atol=1e-6)
+    for start, end in [(0.0, 3.0), (0.37, 1.61), (2.5, 3.0)]:
+        some = load_video(path, num_frames=9, start=start, end=end)
+        wanted = [shown_at(t, every.timestamps) for t in start + (np.arange(9) + 0.5) * (end - start) / 9]
+        assert numbers_of(some.frames) == wanted
+        np.testing.assert_allclose(some.timestamps, np.asarray(wanted) / 25, atol=1e-6)
+    keys = load_video(path, num_frames=5, snap="keyframe")
+    assert numbers_of(keys.frames) == np.round(keys.timestamps * 25).astype(int).tolist()
+
+
+@pytest.mark.filterwarnings("error::vlm.errors.MediaWarning")
+def test_an_avi_with_sound_is_whole(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.avi", list(range(75)), base=TICK, options={"bf": "0"}, sound=(16_000, 3.0))
+    assert numbers_of(load_video(path).frames) == list(range(75))
+    assert len(load_video(path, num_frames=300)) == 300
+
+
+@pytest.mark.filterwarnings("error::vlm.errors.MediaWarning")
+@pytest.mark.parametrize("seconds", [1.0, 10.0])
+def test_a_length_stated_for_all_streams_together_is_not_taken_for_that_of_the_picture(
+    tmp_path: Path, seconds: float
+) -> None:
+    path = encode(tmp_path / "a.mkv", regular(75), options={"bf": "2"}, sound=(16_000, seconds))
+    data = path.read_bytes().replace(b"DURATION", b"DURATIOX")  # Matroska's length of each stream
+    video = load_video(data, num_frames=10)
+    assert video.duration == pytest.approx(3.0, abs=0.01)
+    assert numbers_of(video.frames) == [3, 11, 18, 26, 33, 41, 48, 56, 63, 71]
