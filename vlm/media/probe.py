@@ -80,8 +80,8 @@ def stated_end(
 ) -> Fraction | None:
     """Container time in seconds at which the container says the stream, which begins at `first` ticks, ends.
 
-    None if it does not say: MPEG program streams give an estimate only, and where a file of several streams states one length
-    for all of them, this one may be shorter.
+    None if it does not say: MPEG program streams give an estimate only, and where Matroska states one length for several
+    streams together, this one may be shorter.
     """
     if container.format.name == "mpeg":
         return None
@@ -92,7 +92,8 @@ def stated_end(
     tag = _parse_clock(stream.metadata.get("DURATION", ""))  # Matroska's per-stream duration
     if tag:
         return max(tag, begin)
-    if container.duration is not None and container.duration > 0 and len(container.streams) == 1:
+    together = container.format.name.startswith("matroska") and len(container.streams) > 1
+    if container.duration is not None and container.duration > 0 and not together:
         return Fraction((container.start_time or 0) + container.duration, 1_000_000)
     return None
 
@@ -102,11 +103,15 @@ def scanned_end(container: InputContainer, stream: VideoStream | AudioStream, de
     import av
 
     end, name = None, container.name
+    rate = getattr(stream, "average_rate", None)
+    usual = (
+        round(1 / (rate * stream.time_base)) if rate and stream.time_base else 0
+    )  # ticks of a frame that states no duration
     try:
         for packet in packets_of(container, stream):
             deadline.check(name)
             if packet.pts is not None and packet.time_base:
-                last = (packet.pts + (packet.duration or 0)) * packet.time_base
+                last = (packet.pts + (packet.duration or usual)) * packet.time_base
                 end = last if end is None else max(end, last)
     except av.FFmpegError:
         pass  # a cut file: what was read up to here is its length
