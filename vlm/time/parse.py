@@ -77,9 +77,12 @@ _ATOMS = rf"""
   | <?{_NOT_IN_WORD}(?<!:)(?:(?P<hours>[0-9]{{1,3}}):)?(?P<minutes>[0-9]{{1,3}})
         :(?P<rest>[0-5][0-9](?:\.[0-9]{{1,6}}|,[0-9]{{3}})?)
         (?![\w:]|\s*[ap]\.?m\b)>?
+  | {_NOT_IN_WORD}(?P<hour>{_NUMBER})\s*h(?:ours?|rs?)?(?![a-z])
+        (?:,?\s*(?:and\s+)?(?P<hour_min>{_NUMBER})\s*m(?:in(?:ute)?s?)?(?![a-z]))?
+        (?:,?\s*(?:and\s+)?(?P<hour_sec>{_NUMBER})\s*{_SECONDS})?
   | {_NOT_IN_WORD}(?P<long>{_NUMBER})\s*(?:min(?:ute)?s?\b|m(?=\s*[0-9]))
         (?:,?\s*(?:and\s+)?(?P<extra>{_NUMBER})\s*{_SECONDS})?
-  | {_NOT_IN_WORD}(?![0-9]{{4}}s){_MINUS}(?P<seconds>{_NUMBER})\s*{_SECONDS}
+  | {_NOT_IN_WORD}(?![0-9]{{4}}s){_MINUS}(?P<seconds>{_NUMBER}|[0-9]{{1,9}},[0-9]{{1,2}})\s*{_SECONDS}
   | {_NOT_IN_WORD}(?P<bare>{_NUMBER})(?![\w%%:]|\.[0-9])
 """
 _ABOUT = r"(?:about|around|approximately|roughly)"
@@ -96,6 +99,7 @@ _AND = re.compile(rf"\s*and\s*(?:{_ABOUT}\s+)?", re.IGNORECASE)
 _BETWEEN = re.compile(rf"\bbetween\s+(?:{_ABOUT}\s+)?$", re.IGNORECASE)
 _FROM = re.compile(rf"\b(?:from|between|during)\s+(?:{_ABOUT}\s+)?$", re.IGNORECASE)
 _LENGTH = re.compile(rf"\b(?:for|lasts?|lasting|every|within|takes?)\s+(?:{_ABOUT}\s+)?$", re.IGNORECASE)
+_LONG = re.compile(r"[\s-]*long\b", re.IGNORECASE)
 _AFTER_RANGE = re.compile(
     r"""\s*(?:$|[.,;:!?)\]}"']|(?:in|when|while|as|and|then|during|on|at|for|the|an?|of|is|it)\b)""", re.IGNORECASE
 )
@@ -178,11 +182,16 @@ def _atom(match: re.Match[str], mark: Mark | None) -> _Atom:
     if found["rest"] is not None:
         seconds = 3600 * int(found["hours"] or 0) + 60 * int(found["minutes"]) + float(found["rest"].replace(",", "."))
         return _Atom(begin, end, "angle" if match[0][0] == "<" and match[0][-1] == ">" else "clock", seconds)
+    if found["hour"] is not None:
+        hours, minutes, rest = (float(found[key] or 0) for key in ("hour", "hour_min", "hour_sec"))
+        whole = found["hour_min"] is None and found["hour_sec"] is None
+        return _Atom(begin, end, "seconds", 3600 * hours + 60 * minutes + rest, unit=3600.0 if whole else 1.0)
     if found["long"] is not None:
         seconds = 60 * float(found["long"]) + float(found["extra"] or 0)
         return _Atom(begin, end, "seconds", seconds, unit=1.0 if found["extra"] else 60.0)
     if found["seconds"] is not None:
-        return _Atom(begin, end, "seconds", float(found["seconds"]) * (-1 if found["minus"] else 1))
+        seconds = float(found["seconds"].replace(",", "."))  # "12,5 s" as well
+        return _Atom(begin, end, "seconds", seconds * (-1 if found["minus"] else 1))
     return _Atom(begin, end, "bare", float(found["bare"]))
 
 
@@ -208,7 +217,9 @@ def _pair(text: str, atoms: list[_Atom]) -> list[tuple[_Atom, ...]]:
 def _is_instant(text: str, a: _Atom, everything: tuple[int, int]) -> bool:
     if a.kind == "bare":
         return (a.begin, a.end) == everything and "." in text
-    return a.kind != "seconds" or not _LENGTH.search(text[max(0, a.begin - 32) : a.begin])
+    if a.kind != "seconds":
+        return True
+    return not (_LENGTH.search(text[max(0, a.begin - 32) : a.begin]) or _LONG.match(text[a.end : a.end + 32]))
 
 
 def _is_range(text: str, a: _Atom, b: _Atom, everything: tuple[int, int]) -> bool:

@@ -98,6 +98,8 @@ def test_absent_events_give_no_spans_and_no_fallback(text: str) -> None:
         "3",
         "between 3 and 5 people",
         "2-3 dogs",
+        "The clip is 20 seconds long.",
+        "a 20 s long clip",
         "It lasts for 5 seconds.",
         "a song of the 1980s",
         "a 16:9 picture",
@@ -113,6 +115,20 @@ def test_numbers_that_are_no_times(text: str) -> None:
     result = RELATIVE.parse(text, 60.0)
     assert (result.spans, result.how, result.fallback) == ([], "none", True)
     assert result.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("at 1 hour 5 minutes", [(3900, 3900)]),
+        ("from 1h 2m 3s to 1h2m9s", [(3723, 3729)]),
+        ("from 1 to 2 hours", [(3600, 7200)]),
+        ("at 2 hours and 10 s", [(7210, 7210)]),
+        ("from 12,5 s to 14,2 s", [(12.5, 14.2)]),
+    ],
+)
+def test_hours_commas_and_brackets(text: str, spans: list[tuple[float, float]]) -> None:
+    assert [(s.start, s.end) for s in RELATIVE.parse(text, 9000.0).spans] == spans
 
 
 def test_text_shows_seconds_instead_of_tokens() -> None:
