@@ -71,7 +71,7 @@ class Lora(Plugin):
             names = self.targets
         else:
             names = r"(.*\.)?(" + "|".join(re.escape(t) for t in self.targets) + ")"
-        return rf"{re.escape(self.within)}\.{names}" if self.within else names
+        return rf"{re.escape(self.within)}\.(?:{names})" if self.within else names
 
     def finish(self, model: nn.Module) -> nn.Module:
         """With ``merge``: replace each adapted layer by one plain layer that computes the same."""
