@@ -58,7 +58,6 @@ class AudioTower(nn.Module):
 
     Attributes:
         out_dim: Feature width D.
-        max_states: S for the longest window the encoder has positions for.
     """
 
     def __init__(self, config: AudioConfig) -> None:
@@ -71,7 +70,6 @@ class AudioTower(nn.Module):
             whisper._attn_implementation = config._attn_implementation
         self.encoder = WhisperEncoder(whisper)
         self.out_dim = whisper.d_model
-        self.max_states = whisper.max_source_positions
         self.stride = config.stride
 
     def forward(self, mel_AMT: torch.Tensor) -> torch.Tensor:
@@ -84,7 +82,8 @@ class AudioTower(nn.Module):
 class Transcriber:
     """Whisper as a writer: what is said, and when (ours: a cascade in place of an audio projector).
 
-    Long audio is read in windows of 30 s. The times are Whisper's own segment times when it writes them, else the window's.
+    Long audio is read in windows of 30 s. Each gives one piece, from its first to its last loud moment: Whisper's own segment times
+    are not asked for.
     """
 
     def __init__(self, model: Any, tokenizer: Any, rate: int = 16000) -> None:
