@@ -112,18 +112,18 @@ class Clip:
         size = (height, 2 * round(height * self.aspect / 2))
         return write_video(path, self.frames(fps, size), fps=fps, audio=self.audio())
 
-    def audio(self) -> Audio | None:
-        """The sound track, mono at 44.1 kHz; None for a silent clip."""
+    def audio(self, rate: int = _SOUND_RATE) -> Audio | None:
+        """The sound track, mono at ``rate`` samples per second; None for a silent clip."""
         sounds = [s.sound for s in self.shots if s.sound is not None]
         if not sounds:
             return None
-        track = np.zeros(round(self.duration * _SOUND_RATE), np.float32)
+        track = np.zeros(round(self.duration * rate), np.float32)
         for sound in sounds:
-            samples = load_audio(sound.path, rate=_SOUND_RATE).samples.mean(0)
-            first = round(sound.start * _SOUND_RATE)
+            samples = load_audio(sound.path, rate=rate).samples.mean(0)
+            first = round(sound.start * rate)
             part = samples[: max(0, len(track) - first)]
             track[first : first + len(part)] += part
-        return Audio(np.clip(track, -1, 1)[None], _SOUND_RATE)
+        return Audio(np.clip(track, -1, 1)[None], rate)
 
 
 def render_shot(shot: Shot, progress: float, size: tuple[int, int], *, aspect: float) -> np.ndarray:

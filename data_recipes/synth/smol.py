@@ -364,11 +364,11 @@ def _feature_part(
     }
 
 
-def draw_video(clip: Clip, times: np.ndarray, *, height: int = 224) -> Any:
-    """The clip drawn at ``times`` (seconds) as a loaded `vlm.media.Video`."""
+def draw_video(clip: Clip, times: np.ndarray, *, height: int = 224, audio_rate: int = 16_000) -> Any:
+    """The clip drawn at ``times`` (seconds) as a loaded `vlm.media.Video`, its sound as Whisper hears it."""
     from vlm.media import Video, VideoInfo
 
     size = (height, 2 * round(height * clip.aspect / 2))
     frames = np.stack([clip.render(float(t), size) for t in times])
     info = VideoInfo("drawn", size[1], size[0], clip.duration, 0.0, None, len(times), "raw", 0, False, "drawn")
-    return Video(frames, times, clip.duration, "drawn", clip.audio(), info, "exact", 0.0, clip.duration)
+    return Video(frames, times, clip.duration, "drawn", clip.audio(audio_rate), info, "exact", 0.0, clip.duration)
