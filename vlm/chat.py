@@ -36,7 +36,7 @@ class Usage:
     Attributes:
         prompt_tokens: Tokens read for this reply (after reuse of what was read before).
         reused_tokens: Tokens that were in the cache already.
-        media_tokens: Placeholders among the prompt tokens.
+        media_tokens: Placeholders of pictures and video among the prompt tokens; sound is not counted.
         completion_tokens: Tokens written.
         frames: Frames that went through the vision tower for this reply.
         seconds: decode (media), encode (towers), prefill, generate, first_token.
