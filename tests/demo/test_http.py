@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from demo.app import launch_options
+from demo.app import _friendly, launch_options, serve
 from demo.clips import FOLDER, available
 from tests.demo.conftest import QUESTION, SPOKEN, THEIR_WARNINGS, Pace
+from vlm.chat import Assistant
+from vlm.errors import ConfigError, MediaError
 
 pytestmark = THEIR_WARNINGS
 
@@ -74,6 +76,16 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
     return condition()
+
+
+def test_a_port_that_cannot_be_is_named(parrot: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:99999 .*; choose another with --port"):
+        serve(parrot, port=99_999)
+
+
+def test_errors_are_told_in_one_sentence() -> None:
+    assert _friendly(MediaError("a.mp4", "301 frames exceed")) == "I cannot use a.mp4: 301 frames exceed."
 
 
 def test_it_listens_on_this_machine_only_and_serves_only_the_examples(url: str) -> None:
