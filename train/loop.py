@@ -285,7 +285,7 @@ class Trainer:
         with self.preemption.updating:
             weights = snapshot(self.model, None if self.recipe.save == "all" else self.trained)
             optimizer = optimizer_tensors(self.optimizer.optimizer, self.names)
-            state = {"progress": asdict(self.progress), "recipe": self.recipe.as_dict()}
+            state: dict[str, Any] = {"progress": asdict(self.progress), "recipe": self.recipe.as_dict()}
             state["trained"] = sorted(self.trained)
             path = self.store.save(stage.name, Checkpoint(state, {"weights": weights, "optimizer": optimizer}))
         for callback in self.callbacks:

@@ -209,12 +209,18 @@ def test_frames_and_files_show_the_described_clip(bank: FeatureBank, tmp_path: P
     assert np.abs(frame.astype(int) - loaded.frames[5]).mean() < 8
 
 
+def test_a_drawn_clip_is_heard_at_the_rate_of_whisper() -> None:
+    data = conversations("picture", size=40, medium="frames", speech=1.0, seconds=(8, 8), shots=(1, 1), frames=4)
+    sounds = [audio for i in range(4) if (audio := data[i].messages[0]["content"][0]["video"].audio) is not None]
+    assert sounds and all(audio.rate == 16_000 and audio.samples.shape[1] == 8 * 16_000 for audio in sounds)
+
+
 def test_wrong_arguments_name_the_choices() -> None:
     with pytest.raises(ConfigError, match=r"split='test'.*train"):
         conversations("test", size=1)
     for wrong in ({"shots": (0, 0)}, {"seconds": (0, 5)}, {"turns": (4, 3)}, {"kinds": ("size",)}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
-            conversations(size=1, **wrong)  # type: ignore[arg-type]
+            conversations(size=1, **wrong)
     with pytest.raises(ConfigError, match=r"medium='pixels'.*features"):
         conversations("train", size=1, medium="pixels")
     assert conversations("train", size=5, kinds=("when",)).kinds == ("when",)
