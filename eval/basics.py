@@ -158,7 +158,8 @@ def score_videos(assistant: Assistant, *, seconds: float, count: int, seed: int,
         sample = data[index]
         media: dict[str, Any] = {"video": sample.messages[0]["content"][0]["video"], "num_frames": 64}
         chat, blind = assistant.conversation(), assistant.conversation()
-        for turn in sample.meta["turns"]:
+        turns = sorted(sample.meta["turns"], key=lambda t: t.kind != "presence")  # other questions tell what is there
+        for turn in turns:
             reply = chat.ask(turn.question, max_new_tokens=32, **media)
             media = {}
             if turn.kind == "when":

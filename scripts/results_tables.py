@@ -1,6 +1,7 @@
 """Write the tables of README.md and docs/*.md from docs/results/*.json, so that no number in them is typed by hand.
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->`. Run after a measurement:
+A table stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->`; `<!-- results:NAME PATTERN -->` takes only the rows whose
+name the pattern (a regular expression) is found in. Run after a measurement:
 
     python scripts/results_tables.py            # rewrite the tables
     python scripts/results_tables.py --check    # only say whether they are up to date
@@ -19,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # so that it works in a clone without an installa
 
 from eval.report import markdown_table, read_results  # noqa: E402
 
-_BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- results:([\w-]+)(?: ([^\n]+))? -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 
 def origin(result: dict[str, Any]) -> str:
@@ -37,8 +38,8 @@ def render(text: str, folder: Path) -> str:
         body = f"Not measured yet (`docs/results/{path.name}`)."
         if path.exists():
             result = read_results(path)
-            body = f"{markdown_table(result)}\n\n{origin(result)}"
-        return f"{match[1]}{body}\n{match[3]}"
+            body = f"{markdown_table(result, only=match[3])}\n\n{origin(result)}"
+        return f"{match[1]}{body}\n{match[4]}"
 
     return _BLOCK.sub(fill, text)
 

@@ -36,6 +36,8 @@ def test_a_measurement_becomes_a_table(tables: ModuleType, tmp_path: Path) -> No
     assert lines[:2] == ["before", "<!-- results:x -->"]
     assert lines[-2:] == ["<!-- /results:x -->", "after"]
     assert "stale words" not in text
+    part = tables.render("<!-- results:x ^span -->\n<!-- /results:x -->\n", tmp_path)
+    assert part.startswith("<!-- results:x ^span -->\n| what") and "span mIoU" in part and "word errors" not in part
     assert any("span mIoU" in line and "0.61" in line and "yes" in line for line in lines)
     assert any("word errors" in line and "30" in line and "**no**" in line for line in lines)
     assert "Measured by `vlm eval x`, seed 3, " in text
