@@ -278,8 +278,6 @@ def _load_sound(files: Any, info: VideoInfo, request: Request, rate: int | None,
         return read_audio(files, rate, request.start, request.end, limits, info.start)
     except MediaLimitError:
         raise
-    except (
-        MediaError
-    ) as error:  # a track that ends before the window, or that nothing decodes: the pictures are still good
+    except MediaError as error:  # the track ends before the window, or nothing decodes it: the pictures are good
         warnings.warn(MediaWarning(f"{info.source}: {error.cause}; only its pictures are used"), stacklevel=3)
         return None
