@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("ablation", choices=ABLATIONS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, for all variants")
     parser.add_argument("--count", type=int, default=100, help="conversations to score on")
+    parser.add_argument("--steps", type=int, help="of the last stage that is trained")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the results file")
     options = parser.parse_intermixed_args()
@@ -142,6 +143,8 @@ def main() -> None:
     from vlm.errors import VLMError
 
     ablation, given, rows = ABLATIONS[options.ablation], options.overrides, []
+    if options.steps:
+        ablation = replace(ablation, stage=(ablation.stage[0], options.steps))
     try:
         for name, changes in ablation.variants.items():
             rows += scores(ablation, name, [*given, *changes], options.runs, options.count)
@@ -151,7 +154,7 @@ def main() -> None:
     write_results(
         f"ablation-{options.ablation}",
         rows,
-        command=" ".join(["python scripts/ablations.py", options.ablation, *given, "--count", str(options.count)]),
+        command=" ".join(["python scripts/ablations.py", options.ablation, *given, "--steps", str(steps), "--count", str(options.count)]),
         seed=0,
         setting=f"recipe {ablation.recipe} up to {steps} steps of {stage}, teacher forced",
         out_dir=options.out,

@@ -27,8 +27,9 @@ MEDIA_TOKENS = ("<image>", "<video>", "<audio>")
 _AUDIO_TIMES = 50  # with interleaved times, sound has one a second, or at most about this many
 _MARK = re.compile("\ue000(\\d+)\ue001")
 _TIME_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)\}")
-_FALLBACK_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+_FALLBACK_TEMPLATE = (  # an answer ends with the token that generation stops at
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 

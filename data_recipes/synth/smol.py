@@ -58,6 +58,7 @@ class SmolDataset:
         classes: Share of shots that show an ImageNet class (features only).
         speech: Share of clips in which something is said.
         varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
+        presence_first: Share of conversations that ask what is there before other questions tell it.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
         folder: Where ``file`` writes; a temporary folder by default.
         bank: Features to use; those of the split by default, which are built on first use.
@@ -74,6 +75,7 @@ class SmolDataset:
     classes: float = 0.4
     speech: float = 0.15
     varied: float = 0.0
+    presence_first: float = 0.0
     frames: int | None = None
     folder: str | None = None
     bank: FeatureBank | None = field(default=None, repr=False, compare=False)
@@ -107,6 +109,8 @@ class SmolDataset:
         asker = Asker(clip, names, edges if self.medium == "features" else None, heldout)
         count = int(rng.integers(self.turns[0], self.turns[1] + 1))
         turns = asker.turns(rng, count=count, kinds=self.kinds)
+        if self.presence_first and rng.random() < self.presence_first:
+            turns.sort(key=lambda t: t.kind != "presence")
         media = self._media(clip, sources, segments, times, index, rng)
         meta = {
             "turns": turns,
@@ -223,12 +227,13 @@ def conversations(
     classes: float = 0.4,
     speech: float = 0.15,
     varied: float = 0.0,
+    presence_first: float = 0.0,
     frames: int | None = None,
 ) -> SmolDataset:
     """The dataset a recipe names; arguments as in `SmolDataset`."""
     kinds = tuple(kinds) if kinds else None
     ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
-    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, varied, frames)
+    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, frames)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class SmolMixture:
         listening: Share of conversations about speech without pictures.
         varied: Share of the pictures that are made-up variations of the training pictures.
         classes: Share of the shots that show an ImageNet class.
+        presence_first: Share of the conversations about clips that ask what is there before other questions tell it.
         bank: Features to draw from; the training bank by default.
     """
 
@@ -37,13 +38,14 @@ class SmolMixture:
     listening: float = 0.1
     varied: float = 0.6
     classes: float = 0.4
+    presence_first: float = 0.0
     bank: FeatureBank | None = None
     clips: SmolDataset = field(init=False)
     pictures: SmolDataset = field(init=False)
 
     def __post_init__(self) -> None:
         common: dict[str, Any] = {"size": self.size, "varied": self.varied, "classes": self.classes}
-        clips = conversations("train", seed=self.seed, turns=(5, 10), **common)
+        clips = conversations("train", seed=self.seed, turns=(5, 10), presence_first=self.presence_first, **common)
         pictures = conversations(
             "train", seed=self.seed + 1, shots=(1, 1), turns=(2, 4), kinds=STILL_KINDS, speech=0.0, **common
         )

@@ -12,6 +12,7 @@ import torch
 from tests.tiny import random_frames, tiny_assistant
 from vlm.chat import Assistant
 from vlm.errors import ConfigError, MediaError
+from vlm.generate import stop_token_ids
 from vlm.media import Video, load_video
 from vlm.report import model_facts
 from vlm.time.shots import find_shots, split_long
@@ -46,6 +47,14 @@ def test_answers_and_their_end_carry_the_labels(tiny: Assistant) -> None:
     kept = example["input_ids"][example["labels"] != -100]
     assert torch.equal(example["labels"][example["labels"] != -100], kept)
     assert tiny.processor.tokenizer.decode(kept) == "bc<|im_end|>bc<|im_end|>"
+
+
+def test_without_a_chat_template_answers_end_with_a_token_that_stops_generation() -> None:
+    assistant = tiny_assistant()
+    assistant.processor.tokenizer.chat_template = None
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "a red circle"}]
+    labels = assistant.processor.training_example(said)["labels"]
+    assert int(labels[labels != -100][-1]) in stop_token_ids(assistant.model, assistant.processor.tokenizer)
 
 
 def test_time_marks_become_time_tokens(tiny: Assistant) -> None:

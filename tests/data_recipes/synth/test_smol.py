@@ -195,6 +195,17 @@ def test_negatives_are_unrelated_to_what_is_shown(bank: FeatureBank) -> None:
             assert (turn.truth == "yes") == any(n in turn.question for n in nouns), turn.question
 
 
+def test_presence_is_asked_before_other_questions_on_demand(bank: FeatureBank) -> None:
+    usual, first = _dataset(bank), _dataset(bank, presence_first=1.0)
+    moved = 0
+    for i in range(40):
+        kinds = [t.kind for t in first[i].meta["turns"]]
+        assert kinds == sorted(kinds, key=lambda kind: kind != "presence")
+        assert sorted(kinds) == sorted(t.kind for t in usual[i].meta["turns"])
+        moved += kinds != [t.kind for t in usual[i].meta["turns"]]
+    assert moved > 10
+
+
 def test_frames_and_files_show_the_described_clip(bank: FeatureBank, tmp_path: Path) -> None:
     options = {"seconds": (5.0, 8.0), "frames": 16, "speech": 1.0}
     drawn = SmolDataset("picture", 3, medium="frames", **options)[1]  # type: ignore[arg-type]
