@@ -151,10 +151,11 @@ def main() -> None:
     except VLMError as error:
         sys.exit(str(error))
     stage, steps = ablation.stage
+    used = ["--steps", str(steps), "--count", str(options.count)]
     write_results(
         f"ablation-{options.ablation}",
         rows,
-        command=" ".join(["python scripts/ablations.py", options.ablation, *given, "--steps", str(steps), "--count", str(options.count)]),
+        command=" ".join(["python scripts/ablations.py", options.ablation, *given, *used]),
         seed=0,
         setting=f"recipe {ablation.recipe} up to {steps} steps of {stage}, teacher forced",
         out_dir=options.out,
