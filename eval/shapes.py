@@ -140,9 +140,12 @@ def _score(tally: Tally, turn: Turn, text: str, spans: list[Span], *, duration: 
         tally.ious.append(said.clamp(duration).iou(truth))
         tally.blind.append(Span(0.25 * duration, 0.75 * duration).iou(truth))
         return
-    tally.right.append(float(_normal(text) == _normal(turn.answer)))
+    truth = turn.answer
+    if turn.kind in GROUPS["count"]:  # "a red circle, a blue star: two"
+        text, truth = (answer.rpartition(":")[2] for answer in (text, truth))
+    tally.right.append(float(_normal(text) == _normal(truth)))
     tally.chance.append(1.0 / turn.choices if turn.choices else 0.0)
-    tally.truths.append((turn.kind, turn.answer))
+    tally.truths.append((turn.kind, truth))
 
 
 def _normal(text: str) -> list[str]:

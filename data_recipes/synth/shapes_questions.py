@@ -161,17 +161,17 @@ class Asker:
         return turns
 
     def _count(self) -> Turn:
-        return self._turn_of("count", NUMBERS[len(self.scene.shapes)], choices=4)
+        return self._turn_of("count", _counted(self.seen), choices=4)
 
     def _count_shape(self) -> Turn:
         shape = self._some([a.shape for a in self.seen], SHAPES)
-        count = sum(thing.shape == shape for thing in self.scene.shapes)
-        return self._turn_of("count_shape", NUMBERS[count], ss=plural(shape), choices=5)
+        answer = _counted([a for a in self.seen if a.shape == shape])
+        return self._turn_of("count_shape", answer, ss=plural(shape), choices=5)
 
     def _count_colour(self) -> Turn:
         colour = self._some([a.colour for a in self.seen], tuple(COLOURS))
-        count = len({id(a.thing) for a in self.seen if a.colour == colour})
-        return self._turn_of("count_colour", NUMBERS[count], c=colour, choices=5)
+        answer = _counted([a for a in self.seen if a.colour == colour])
+        return self._turn_of("count_colour", answer, c=colour, choices=5)
 
     def _some(self, present: list[str], every: tuple[str, ...]) -> str:
         """Something present two times out of three, else anything."""
@@ -307,6 +307,15 @@ class Asker:
         if len(beeps) == 1:
             turns.append(self._turn_of("beep_when", span_words(beeps[0].span), spans=(beeps[0].span,)))
         return turns
+
+
+def _counted(seen: list[Appearance]) -> str:
+    """What is there and then how many, because a small model counts names better than pictures; a thing counts once."""
+    nouns: dict[int, str] = {}
+    for a in seen:
+        nouns.setdefault(id(a.thing), article(a.noun))
+    number = NUMBERS[len(nouns)]
+    return f"{', '.join(nouns.values())}: {number}" if nouns else number
 
 
 def _place(thing: Thing) -> str:
