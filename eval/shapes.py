@@ -136,16 +136,16 @@ def _score(tally: Tally, turn: Turn, text: str, spans: list[Span], *, duration: 
     """Exact match of the words (lists in any order); for spans the overlap of the first one."""
     if turn.spans:
         truth = turn.spans[0]
-        said = Span.of(spans[0].start, spans[0].end) if spans else Span(0.0, 0.0)
-        tally.ious.append(said.clamp(duration).iou(truth))
+        span = Span.of(spans[0].start, spans[0].end) if spans else Span(0.0, 0.0)
+        tally.ious.append(span.clamp(duration).iou(truth))
         tally.blind.append(Span(0.25 * duration, 0.75 * duration).iou(truth))
         return
-    truth = turn.answer
+    said, right = text, turn.answer
     if turn.kind in GROUPS["count"]:  # "a red circle, a blue star: two"
-        text, truth = (answer.rpartition(":")[2] for answer in (text, truth))
-    tally.right.append(float(_normal(text) == _normal(truth)))
+        said, right = (answer.rpartition(":")[2] for answer in (said, right))
+    tally.right.append(float(_normal(said) == _normal(right)))
     tally.chance.append(1.0 / turn.choices if turn.choices else 0.0)
-    tally.truths.append((turn.kind, truth))
+    tally.truths.append((turn.kind, right))
 
 
 def _normal(text: str) -> list[str]:
