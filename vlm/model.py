@@ -301,7 +301,8 @@ def _head_is_linear(text_config: Any) -> bool:
 
 def _token_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
     """Cross entropy per target token: mean, or sum / ``num_items``. Zero (not NaN) when the batch has no target."""
-    flat = logits.flatten(0, -2).float()
+    flat = logits.flatten(0, -2)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
     total = nn.functional.cross_entropy(flat, targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum().clamp_min(1) if num_items is None else num_items
     return total / count

@@ -115,7 +115,7 @@ class Asker:
 
     def every(self) -> list[Turn]:
         """Every kind of question that makes sense here, those about single things once or twice."""
-        turns = [self._list(), self._colours(), self._count(), self._count_shape(), self._count_colour()]
+        turns = [self._list(), self._colours(), self._count(), *self._count_shape(), *self._count_colour()]
         turns += [self._presence(True), self._presence(False), *self._attributes()]
         turns += [*self._digits(), self._repeat()]
         if self.still:
@@ -163,20 +163,29 @@ class Asker:
     def _count(self) -> Turn:
         return self._turn_of("count", _counted(self.seen), choices=4)
 
-    def _count_shape(self) -> Turn:
-        shape = self._some([a.shape for a in self.seen], SHAPES)
-        answer = _counted([a for a in self.seen if a.shape == shape])
-        return self._turn_of("count_shape", answer, ss=plural(shape), choices=5)
+    def _count_shape(self) -> list[Turn]:
+        turns = []
+        for shape in self._some([a.shape for a in self.seen], SHAPES):
+            answer = _counted([a for a in self.seen if a.shape == shape])
+            turns.append(self._turn_of("count_shape", answer, ss=plural(shape), choices=5))
+        return turns
 
-    def _count_colour(self) -> Turn:
-        colour = self._some([a.colour for a in self.seen], tuple(COLOURS))
-        answer = _counted([a for a in self.seen if a.colour == colour])
-        return self._turn_of("count_colour", answer, c=colour, choices=5)
+    def _count_colour(self) -> list[Turn]:
+        turns = []
+        for colour in self._some([a.colour for a in self.seen], tuple(COLOURS)):
+            answer = _counted([a for a in self.seen if a.colour == colour])
+            turns.append(self._turn_of("count_colour", answer, c=colour, choices=5))
+        return turns
 
-    def _some(self, present: list[str], every: tuple[str, ...]) -> str:
-        """Something present two times out of three, else anything."""
-        pool = present if self.rng.random() < 0.67 else list(every)
-        return pool[int(self.rng.integers(len(pool)))]
+    def _some(self, present: list[str], every: tuple[str, ...]) -> list[str]:
+        """Two different ones, each drawn from what is there two times out of three (as often as it is there), else from all."""
+        chosen: list[str] = []
+        while len(chosen) < 2:
+            pool = present if self.rng.random() < 0.67 else list(every)
+            one = pool[int(self.rng.integers(len(pool)))]
+            if one not in chosen:
+                chosen.append(one)
+        return chosen
 
     def _presence(self, yes: bool) -> Turn:
         there = {(a.shape, a.colour) for a in self.seen}

@@ -27,9 +27,11 @@ class Pooler(ABC):
 
     Attributes:
         closing: The last group stands after the last frame: it begins when the video ends.
+        looks_back: Frames before its own that a token depends on.
     """
 
     closing = False
+    looks_back = 0
 
     @abstractmethod
     def _blocks(self, num_frames: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int, int]]:
@@ -60,6 +62,37 @@ class Pooler(ABC):
         blocks = self._blocks(len(edges) - 1, grid, segments)
         bounds = np.array([(edges[first], edges[last]) for first, last, _ in blocks])
         return np.repeat(bounds, [n for _, _, n in blocks], axis=0)
+
+    def cuts(self, num_frames: int, grid: Grid, segments: list[int] | None = None) -> list[int]:
+        """Frames before which a video may be cut into parts that are pooled each for itself (see `part`); 0 and T among them."""
+        inside = {t for first, last, _ in self._blocks(num_frames, grid, segments) for t in range(first + 1, last)}
+        return [t for t in range(num_frames + 1) if t not in inside]
+
+    def tokens_of(
+        self, start: int, stop: int, num_frames: int, grid: Grid, segments: list[int] | None = None
+    ) -> list[int]:
+        """Which of the N tokens the frames ``start`` to ``stop`` (two of `cuts`) make, in order."""
+        found: list[int] = []
+        token = 0
+        for first, last, count in self._blocks(num_frames, grid, segments):
+            if start <= first and last <= stop and (first < stop or stop == num_frames):
+                found += range(token, token + count)
+            token += count
+        return found
+
+    def part(self, x_TPD: Tensor, start: int, num_frames: int, grid: Grid, segments: list[int] | None = None) -> Tensor:
+        """The tokens of some frames of a longer video, as many and in the order of `tokens_of`.
+
+        Args:
+            x_TPD: Features of the frames from ``start - looks_back`` (or 0) on, up to one of `cuts`.
+            start: First frame whose tokens are wanted, one of `cuts`.
+            num_frames: T of the whole video.
+        """
+        own = None
+        if segments is not None:
+            ends = np.cumsum(segments).tolist()
+            own = [n for n, end in zip(segments, ends, strict=True) if start < end <= start + len(x_TPD)]
+        return self(x_TPD, grid, own)
 
     def __call__(self, x_TPD: Tensor, grid: Grid, segments: list[int] | None = None) -> Tensor:
         """Tokens ``[N, D]`` of features ``[T, rows * columns, D]``.
@@ -111,6 +144,13 @@ class ChangePooler(FramePooler):
     """
 
     closing = True
+    looks_back = 1
+
+    def part(self, x_TPD: Tensor, start: int, num_frames: int, grid: Grid, segments: list[int] | None = None) -> Tensor:
+        tokens_ND, per_frame = self(x_TPD, grid), self._blocks(1, grid, None)[0][2]
+        first = per_frame if start else 0  # the tokens of the frame before are somebody else's
+        whole = start + len(x_TPD) - (1 if start else 0) == num_frames
+        return tokens_ND[first : None if whole else -1]
 
     def _blocks(self, num_frames: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int, int]]:
         frames = super()._blocks(num_frames, grid, segments)
@@ -155,9 +195,15 @@ class SlowFastPooler(Pooler):
         fast = [(t, t + 1, 1) for t in range(num_frames)]
         return fast + [(t, t + 1, cells) for t in self.slow_frames(num_frames)]
 
+    def part(self, x_TPD: Tensor, start: int, num_frames: int, grid: Grid, segments: list[int] | None = None) -> Tensor:
+        return self._join(x_TPD.unflatten(1, grid), [t - start for t in self.slow_frames(num_frames)])
+
     def _pool(self, x_TRCD: Tensor, segments: list[int] | None) -> Tensor:
+        return self._join(x_TRCD, self.slow_frames(len(x_TRCD)))
+
+    def _join(self, x_TRCD: Tensor, slow_frames: list[int]) -> Tensor:
         fast = x_TRCD.mean(dim=(1, 2))
-        slow = x_TRCD[self.slow_frames(len(x_TRCD))]
+        slow = x_TRCD[[t for t in slow_frames if 0 <= t < len(x_TRCD)]]
         return torch.cat([fast, _pool_box(slow, (1, self.pool_size, self.pool_size)).flatten(0, 2)])
 
 

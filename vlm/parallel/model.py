@@ -1,0 +1,252 @@
+"""A video-language model over one sequence that several processes share: MM-SP (LongVILA, 2408.10188 §3.3), exact.
+
+    stage 1   my frames ─ eyes ─ connector ─ pooler ─► media tokens ─┐ all-to-all: only rows that change owner move
+    stage 2   my token ids ─ embed ─► my embeddings ◄────────────────┘ ─► language model, attention shared ─► my logits, my loss
+
+Every process gets all token ids (integers) and the pixels of its own frames; none holds all embeddings, keys or logits. Parameters are
+whole on every process; their gradients add up over the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm.connectors.fuse import locate
+from vlm.errors import AlignmentError, ConfigError
+from vlm.parallel.attention import ParallelAttention
+from vlm.parallel.frames import Part, Segments, deal_frames, move_to_places, token_ranges, windows
+from vlm.parallel.interface import use_shared_attention
+from vlm.parallel.layout import Layout
+from vlm.parallel.mesh import Mesh
+
+
+@dataclass
+class ParallelOutput:
+    """What one process gets.
+
+    Attributes:
+        loss: Its share of the loss; the shares of all processes add up to the loss.
+        logits: ``[N, V]`` of its tokens, if asked for.
+        rows: Places of its tokens in the packed sequence ``[N]``.
+    """
+
+    loss: torch.Tensor | None
+    logits: torch.Tensor | None
+    rows: torch.Tensor
+
+
+class SequenceParallel(nn.Module):
+    """Runs a `VLMForConditionalGeneration` on sequences shared by the processes of a mesh.
+
+    Args:
+        model: The model, whole on every process. Its text tower's attention is replaced by the shared one.
+        mesh: The processes.
+        order: How the sequence is dealt out over the ring: "zigzag" (balanced) or "contiguous".
+        inner: "gather" or "ring"; see `vlm.parallel.attention`.
+
+    Raises:
+        ConfigError: The text tower's attention is not plain causal attention.
+    """
+
+    def __init__(self, model: Any, mesh: Mesh, *, order: str = "zigzag", inner: str = "gather") -> None:
+        super().__init__()
+        use_shared_attention(model.language_model)
+        self.model, self.mesh, self.order, self.inner = model, mesh, order, inner
+
+    # -- stage one -------------------------------------------------------------------------------------------------------
+
+    def frames_of(
+        self, frames_per_medium: Sequence[int], is_video: Sequence[bool], segments: Segments | None = None
+    ) -> list[list[Part]]:
+        """Which frames each process looks at: decode no others."""
+        model = self.model
+        grid = model.vision_tower.grid if self._pools_first else model.token_grid
+        poolers = [model.pooler if video else model.image_pooler for video in is_video]
+        shots = None if segments is None else [s if v else None for s, v in zip(segments, is_video, strict=True)]
+        return deal_frames(poolers, frames_per_medium, grid, self.mesh.size, shots)
+
+    @property
+    def _pools_first(self) -> bool:
+        return bool(self.model.config.pooling.get("before_connector"))
+
+    def media_tokens(
+        self, features_FPE: torch.Tensor, parts: Sequence[Part], is_video: Sequence[bool], segments: Segments | None
+    ) -> torch.Tensor:
+        """Visual tokens ``[N, D]`` of this process's frames, those of `parts` laid end to end."""
+        model = self.model
+        shots = segments if segments is not None else [None] * len(is_video)
+        counts = [part.stop - part.first for part in parts]
+        if sum(counts) != len(features_FPE):
+            raise AlignmentError(f"{sum(counts)} frames were expected of this process, {len(features_FPE)} were given")
+        if not counts:
+            return features_FPE.new_zeros(0, model.config.text_config.hidden_size)
+
+        def pooled(x: torch.Tensor, part: Part, grid: tuple[int, int]) -> torch.Tensor:
+            video = is_video[part.medium]
+            pooler = model.pooler if video else model.image_pooler
+            return pooler.part(x, part.start, part.num_frames, grid, shots[part.medium] if video else None)
+
+        media = list(features_FPE.split(counts))
+        if self._pools_first:
+            grid = model.vision_tower.grid
+            media = [
+                pooled(x, part, grid).view(-1, *x.shape[1:]) if is_video[part.medium] else x
+                for x, part in zip(media, parts, strict=True)
+            ]
+        projected = model.mm_projector(torch.cat(media)).split([len(x) for x in media])
+        if self._pools_first:
+            return torch.cat([x.flatten(0, 1) for x in projected])
+        return torch.cat([pooled(x, part, model.token_grid) for x, part in zip(projected, parts, strict=True)])
+
+    # -- stage two -------------------------------------------------------------------------------------------------------
+
+    def fuse(
+        self,
+        ids_L: torch.Tensor,
+        layout: Layout,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        frames_per_medium: torch.Tensor | None = None,
+        is_video: torch.Tensor | None = None,
+        segments: Segments | None = None,
+        mel: torch.Tensor | None = None,
+        audio_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Input embeddings ``[N, D]`` of this process's tokens.
+
+        Args:
+            ids_L: Token ids of the whole packed sequence.
+            layout: Who holds which of them.
+            pixel_values: Frames of this process (see `frames_of`), or
+            vision_features: what the eyes made of them.
+            frames_per_medium: ``[M]`` of the whole batch; likewise ``is_video``, ``segments`` and ``audio_lengths``.
+            is_video: ``[M]``.
+            segments: Frames per shot.
+            mel: Windows of sound of this process (`vlm.parallel.frames.windows`).
+            audio_lengths: ``[A]`` states to keep of each window.
+        """
+        model, config = self.model, self.model.config
+        rows = layout.rows(self.mesh.rank).to(ids_L.device)
+        table = model.get_input_embeddings()
+        embeds_ND = table(ids_L[rows])
+        if frames_per_medium is not None and is_video is not None:
+            videos = [bool(v) for v in is_video.tolist()]
+            dealt = self.frames_of(frames_per_medium.tolist(), videos, segments)
+            parts = dealt[self.mesh.rank]
+            if vision_features is None and pixel_values is not None and parts:
+                vision_features = model.encode_frames(pixel_values.to(model.dtype))
+            features = embeds_ND.new_zeros(0) if vision_features is None else vision_features.to(model.dtype)
+            made = self.media_tokens(features, parts, videos, segments)
+            tokens = [[i for part in mine for i in part.tokens] for mine in dealt]
+            placeholders = (config.image_token_id, config.video_token_id)
+            embeds_ND = self._place(embeds_ND, made, tokens, ids_L, placeholders, layout)
+        if audio_lengths is not None and config.audio_token_id is not None and hasattr(model, "audio_tower"):
+            dealt_windows = windows(len(audio_lengths), self.mesh.size)
+            own = dealt_windows[self.mesh.rank]
+            heard = embeds_ND.new_zeros(0, embeds_ND.shape[-1])
+            if mel is not None and len(own):
+                heard = model.audio_tokens(mel.to(model.dtype), audio_lengths[own.start : own.stop])
+            tokens = token_ranges(audio_lengths.tolist(), dealt_windows)
+            embeds_ND = self._place(embeds_ND, heard, tokens, ids_L, (config.audio_token_id,), layout)
+        if weight := config.time.get("tag"):
+            embeds_ND = self._tag(embeds_ND, ids_L, layout, float(weight))
+        return embeds_ND
+
+    def _place(
+        self,
+        embeds_ND: torch.Tensor,
+        made_ND: torch.Tensor,
+        tokens: list[list[int]],
+        ids_L: torch.Tensor,
+        placeholders: tuple[int | None, ...],
+        layout: Layout,
+    ) -> torch.Tensor:
+        places = locate(ids_L[None], placeholders)[0].nonzero().flatten().cpu()
+        at, rows_MD = move_to_places(made_ND, tokens, places, layout, self.mesh)
+        at = at.to(embeds_ND.device)
+        return embeds_ND.index_copy(0, at, rows_MD.to(embeds_ND.dtype))
+
+    def _tag(self, embeds_ND: torch.Tensor, ids_L: torch.Tensor, layout: Layout, weight: float) -> torch.Tensor:
+        """As `vlm.connectors.fuse.tag`; the token that says the time is looked up again, wherever it is held."""
+        config = self.model.config
+        timed = locate(ids_L[None], (config.video_token_id, config.audio_token_id))[0]
+        starts = torch.tensor(layout.starts, device=ids_L.device)
+        positions = torch.arange(len(ids_L), device=ids_L.device)
+        before = positions.masked_fill(timed, -1).cummax(0).values
+        document = torch.searchsorted(starts, positions, right=True) - 1
+        found = timed & (before >= starts[document])
+        rows = layout.rows(self.mesh.rank).to(ids_L.device)
+        speaker = ids_L[before[rows].clamp_min(0)]
+        mine = found[rows]
+        if bool((speaker[mine] == config.image_token_id).any()):
+            raise ConfigError("a video token follows a picture with nothing between: its time cannot be looked up")
+        times = nn.functional.normalize(self.model.get_input_embeddings()(speaker), dim=-1)
+        return embeds_ND + weight * mine[:, None] * times * embeds_ND.detach().norm(dim=-1, keepdim=True)
+
+    # -- forward ---------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        documents: Sequence[int] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool = False,
+        **media: Any,
+    ) -> ParallelOutput:
+        """One pass; every process of the sequence calls it with the same ids.
+
+        Args:
+            input_ids: ``[B, L]``, the same on all processes. Rows are packed without their padding and do not attend to each other.
+            attention_mask: ``[B, L]``, 0 for padding.
+            labels: ``[B, L]``, -100 where no loss is wanted.
+            documents: Lengths of the documents of the packed sequence, if a row holds several.
+            num_items_in_batch: Divide the summed loss by this instead of by the number of targets.
+            return_logits: Give the logits of this process's tokens.
+            media: See `fuse`.
+
+        Raises:
+            AlignmentError: Placeholders and features disagree in number.
+        """
+        keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        lengths = tuple(int(n) for n in (keep.sum(1).tolist() if documents is None else documents))
+        ids_L = input_ids[keep]
+        if sum(lengths) != len(ids_L):
+            raise AlignmentError(f"documents sum to {sum(lengths)} tokens, the batch holds {len(ids_L)}")
+        layout = Layout(lengths, self.mesh.ulysses, self.mesh.ring, self.order)
+        embeds_ND = self.fuse(ids_L, layout, **media)
+        rows = layout.rows(self.mesh.rank).to(ids_L.device)
+        hidden_ND = self.model.get_decoder()(
+            inputs_embeds=embeds_ND[None],
+            position_ids=layout.positions(self.mesh.rank).to(ids_L.device)[None],
+            use_cache=False,
+            shared=ParallelAttention(self.mesh, layout, self.inner),
+        ).last_hidden_state[0]
+        head, loss = self.model.get_output_embeddings(), None
+        if labels is not None:
+            targets_L = shifted(labels[keep], layout)
+            count = (targets_L != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+            targets_N = targets_L[rows]
+            wanted = targets_N != -100
+            total = nn.functional.cross_entropy(_precise(head(hidden_ND[wanted])), targets_N[wanted], reduction="sum")
+            loss = total / count
+        return ParallelOutput(loss, head(hidden_ND) if return_logits else None, rows)
+
+
+def shifted(labels_L: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """What each token of the packed sequence is to predict: the next label of its document. Shifted before anything is dealt out, so that
+    no target is lost where two processes meet."""
+    targets = nn.functional.pad(labels_L[1:], (0, 1), value=-100)
+    targets[torch.tensor(layout.starts[1:]) - 1] = -100
+    return targets
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
