@@ -9,6 +9,7 @@ places' worth: least memory. Blocks are joined by log-sum-exp (as in flash atten
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,11 +35,13 @@ class ParallelAttention:
         mesh: The processes.
         layout: Who holds which tokens.
         inner: "gather" or "ring".
+        keep: Called with (layer, keys, values) of the tokens held here, to fill a cache.
     """
 
     mesh: Mesh
     layout: Layout
     inner: str = "gather"
+    keep: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         if self.inner not in INNER:
@@ -48,7 +51,13 @@ class ParallelAttention:
             raise ConfigError(f"the layout is for {theirs} processes, the mesh has {mine}")
 
     def __call__(
-        self, q_NHd: torch.Tensor, k_NKd: torch.Tensor, v_NKd: torch.Tensor, *, scale: float | None = None
+        self,
+        q_NHd: torch.Tensor,
+        k_NKd: torch.Tensor,
+        v_NKd: torch.Tensor,
+        *,
+        scale: float | None = None,
+        layer: int = 0,
     ) -> torch.Tensor:
         """Attention of the tokens held here.
 
@@ -57,10 +66,13 @@ class ParallelAttention:
             k_NKd: Their keys; H is a multiple of K.
             v_NKd: Their values.
             scale: Of the scores; 1 / sqrt(d) by default.
+            layer: Number of the layer, for `keep`.
 
         Returns:
             ``[N, H, d]``.
         """
+        if self.keep is not None:
+            self.keep(layer, k_NKd, v_NKd)
         heads = Heads(q_NHd.shape[1], k_NKd.shape[1], self.mesh.ulysses)
         scale = q_NHd.shape[2] ** -0.5 if scale is None else scale
         q, k, v = self._to_heads(q_NHd, k_NKd, v_NKd, heads)

@@ -1,23 +1,24 @@
 """The door to transformers: the text tower's attention is ours while a sequence is shared, and nothing else changes.
 
-Registered through `AttentionInterface` and `AttentionMaskInterface`; the tower gets the attention of the step as the keyword ``shared``.
+Registered through `AttentionInterface` and `AttentionMaskInterface`; the tower gets the attention of the step (`ParallelAttention`, or a
+`ShardedCache` for a new token) as the keyword ``shared``.
 What could not be computed exactly is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from vlm.errors import ConfigError
-from vlm.parallel.attention import ParallelAttention
 
 NAME = "vlm_sp_sdpa"
 
 
 def use_shared_attention(language_model: Any) -> None:
-    """Let a causal LM of transformers attend through `ParallelAttention`; its own attention is no longer used.
+    """Let a causal LM of transformers attend through what it is given as ``shared``; its own attention is no longer used.
 
     Raises:
         ConfigError: The model's attention is not plain causal attention.
@@ -58,7 +59,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared: ParallelAttention | None = None,
+    shared: Callable[..., torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """q ``[1, H, N, d]``, k and v ``[1, K, N, d]`` -> ``[1, N, H, d]``."""
@@ -72,7 +73,7 @@ def _attend(
                 f"layer {getattr(module, 'layer_idx', '?')}: {name}={kwargs[name]!r} is not plain causal attention"
             )
     q_NHd, k_NKd, v_NKd = (x[0].transpose(0, 1) for x in (query, key, value))
-    return shared(q_NHd, k_NKd, v_NKd, scale=scaling)[None], None
+    return shared(q_NHd, k_NKd, v_NKd, scale=scaling, layer=module.layer_idx)[None], None
 
 
 def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> None:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from vlm.connectors.fuse import locate
 from vlm.errors import AlignmentError, ConfigError
 from vlm.parallel.attention import ParallelAttention
+from vlm.parallel.cache import ShardedCache
 from vlm.parallel.frames import Part, Segments, deal_frames, move_to_places, token_ranges, windows
 from vlm.parallel.interface import use_shared_attention
 from vlm.parallel.layout import Layout
@@ -221,14 +223,9 @@ class SequenceParallel(nn.Module):
         if sum(lengths) != len(ids_L):
             raise AlignmentError(f"documents sum to {sum(lengths)} tokens, the batch holds {len(ids_L)}")
         layout = Layout(lengths, self.mesh.ulysses, self.mesh.ring, self.order)
-        embeds_ND = self.fuse(ids_L, layout, **media)
+        attention = ParallelAttention(self.mesh, layout, self.inner)
+        hidden_ND = self._hidden(self.fuse(ids_L, layout, **media), layout.positions(self.mesh.rank), attention)
         rows = layout.rows(self.mesh.rank).to(ids_L.device)
-        hidden_ND = self.model.get_decoder()(
-            inputs_embeds=embeds_ND[None],
-            position_ids=layout.positions(self.mesh.rank).to(ids_L.device)[None],
-            use_cache=False,
-            shared=ParallelAttention(self.mesh, layout, self.inner),
-        ).last_hidden_state[0]
         head, loss = self.model.get_output_embeddings(), None
         if labels is not None:
             targets_L = shifted(labels[keep], layout)
@@ -238,6 +235,38 @@ class SequenceParallel(nn.Module):
             total = nn.functional.cross_entropy(_precise(head(hidden_ND[wanted])), targets_N[wanted], reduction="sum")
             loss = total / count
         return ParallelOutput(loss, head(hidden_ND) if return_logits else None, rows)
+
+    def _hidden(self, embeds_ND: torch.Tensor, positions_N: torch.Tensor, attention: Any) -> torch.Tensor:
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds_ND[None],
+            position_ids=positions_N.to(embeds_ND.device)[None],
+            use_cache=False,
+            shared=attention,
+        )
+        return out.last_hidden_state[0]
+
+    # -- reading and writing ---------------------------------------------------------------------------------------------
+
+    def read(self, input_ids: torch.Tensor, cache: ShardedCache, **media: Any) -> torch.Tensor:
+        """Read a prompt ``[1, L]`` into an empty cache; logits ``[V]`` after it, on every process."""
+        ids_L = input_ids[0]
+        layout = Layout((len(ids_L),), self.mesh.ulysses, self.mesh.ring, self.order)
+        attention = ParallelAttention(self.mesh, layout, self.inner, cache.keep)
+        hidden_ND = self._hidden(self.fuse(ids_L, layout, **media), layout.positions(self.mesh.rank), attention)
+        cache.length = len(ids_L)
+        last, owner = hidden_ND[-1:], int(layout.owners()[-1])
+        if owner != self.mesh.rank:  # the last token, if it is held here, is the last row
+            last = hidden_ND.new_empty(1, hidden_ND.shape[1])
+        if self.mesh.group is not None:
+            dist.broadcast(last, dist.get_global_rank(self.mesh.group, owner), group=self.mesh.group)
+        return self.model.get_output_embeddings()(last)[0]
+
+    def step(self, token: int, cache: ShardedCache) -> torch.Tensor:
+        """Read one more token; logits ``[V]`` after it, on every process."""
+        embeds = self.model.get_input_embeddings()(torch.tensor([token], device=self.model.device))
+        hidden_1D = self._hidden(embeds, torch.tensor([cache.length]), cache)
+        cache.length += 1
+        return self.model.get_output_embeddings()(hidden_1D)[0]
 
 
 def shifted(labels_L: torch.Tensor, layout: Layout) -> torch.Tensor:
