@@ -25,6 +25,7 @@ from vlm.connectors import build_connector, build_projector
 from vlm.connectors.fuse import locate, scatter, tag
 from vlm.encoders import AudioTower, build_vision_tower
 from vlm.errors import AlignmentError, CheckpointError, ConfigError
+from vlm.loss import head_loss
 from vlm.time.slowfast import make_pooler, pooler_of
 
 MEDIA_KEYS = ("pixel_values", "vision_features", "frames_per_medium", "is_video", "segments", "mel", "audio_lengths")
@@ -261,14 +262,16 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets_BL: torch.Tensor,
         num_items: torch.Tensor | int | None,
     ) -> CausalLMOutputWithPast:
-        """The loss, with logits made only at the positions that have a target (most of a video's positions have none)."""
+        """The loss, with logits made only at the positions that have a target (most of a video's positions have none), some at a
+        time."""
         decoder = self.get_decoder()
         hidden_BLD = decoder(
             inputs_embeds=embeds_BLD, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         wanted_BL = targets_BL != -100
-        logits_NV = self.get_output_embeddings()(hidden_BLD[wanted_BL])
-        return CausalLMOutputWithPast(loss=_token_loss(logits_NV, targets_BL[wanted_BL], num_items), logits=None)
+        count = wanted_BL.sum().clamp_min(1) if num_items is None else num_items
+        total = head_loss(self.get_output_embeddings(), hidden_BLD[wanted_BL], targets_BL[wanted_BL])
+        return CausalLMOutputWithPast(loss=total / count, logits=None)
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vlm.connectors.fuse import locate
 from vlm.errors import AlignmentError, ConfigError
+from vlm.loss import head_loss
 from vlm.parallel.attention import ParallelAttention
 from vlm.parallel.cache import ShardedCache
 from vlm.parallel.frames import Part, Segments, deal_frames, move_to_places, token_ranges, windows
@@ -232,8 +233,7 @@ class SequenceParallel(nn.Module):
             count = (targets_L != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
             targets_N = targets_L[rows]
             wanted = targets_N != -100
-            total = nn.functional.cross_entropy(_precise(head(hidden_ND[wanted])), targets_N[wanted], reduction="sum")
-            loss = total / count
+            loss = head_loss(head, hidden_ND[wanted], targets_N[wanted]) / count
         return ParallelOutput(loss, head(hidden_ND) if return_logits else None, rows)
 
     def _hidden(self, embeds_ND: torch.Tensor, positions_N: torch.Tensor, attention: Any) -> torch.Tensor:
@@ -275,7 +275,3 @@ def shifted(labels_L: torch.Tensor, layout: Layout) -> torch.Tensor:
     targets = nn.functional.pad(labels_L[1:], (0, 1), value=-100)
     targets[torch.tensor(layout.starts[1:]) - 1] = -100
     return targets
-
-
-def _precise(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
