@@ -1,0 +1,196 @@
+"""How many processes of a sequence go inside (Ulysses) and how many around (ring), and by which inner scheme: counted bytes decide.
+
+Nothing is estimated here: traffic, held keys and query-key pairs are counted from the very ranges that the attention uses, so
+they are exact for uneven lengths, packed documents and any number of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vlm.errors import ConfigError
+from vlm.parallel.attention import INNER, Heads
+from vlm.parallel.layout import Layout, joined
+
+Matrix = list[list[int]]  # [from][to]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Attention of one layer.
+
+    Attributes:
+        heads: Query heads H.
+        kv_heads: Key heads K.
+        width: Of a head, d.
+        itemsize: Bytes of a number on the way.
+        sum_itemsize: Bytes of a number of the key gradients that travel around a ring.
+    """
+
+    heads: int
+    kv_heads: int
+    width: int
+    itemsize: int = 2
+    sum_itemsize: int = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to share a sequence, with what it costs in one layer, forward and backward.
+
+    Attributes:
+        ulysses: U.
+        ring: R.
+        inner: "gather" or "ring".
+        order: "zigzag" or "contiguous".
+        sent: Most bytes that one process sends.
+        sent_far: Most bytes that one process sends to another node.
+        held: Most bytes of keys and values that one process holds at a time.
+        pairs: Most query-key pairs (times heads) of one process.
+        balance: Mean pairs / most pairs: 1 is perfect.
+    """
+
+    ulysses: int
+    ring: int
+    inner: str
+    order: str
+    sent: int
+    sent_far: int
+    held: int
+    pairs: int
+    balance: float
+
+
+def traffic(layout: Layout, shape: AttentionShape, inner: str) -> tuple[Matrix, Matrix]:
+    """Bytes from process to process in one layer: (forward, backward)."""
+    heads = Heads(shape.heads, shape.kv_heads, layout.ulysses)
+    forward = [[0] * layout.size for _ in range(layout.size)]
+    backward = [[0] * layout.size for _ in range(layout.size)]
+    counts, cell = layout.counts(), shape.width * shape.itemsize
+    for rank in range(layout.size):
+        place, u = divmod(rank, layout.ulysses)
+        for other in range(layout.ulysses):
+            to = place * layout.ulysses + other
+            if to == rank:
+                continue
+            own_out = heads.queries[u][1] - heads.queries[u][0]
+            out = counts[rank] * heads.width(other) * cell + counts[to] * own_out * cell
+            forward[rank][to] += out  # q, k, v there and the result of its tokens back
+            backward[to][rank] += out  # the same rows the other way
+    _add_inner(forward, backward, layout, shape, inner, heads)
+    return forward, backward
+
+
+def _add_inner(
+    forward: Matrix, backward: Matrix, layout: Layout, shape: AttentionShape, inner: str, heads: Heads
+) -> None:
+    rows = _rows(layout)
+    needs = _needs(layout) if inner == "gather" else None
+    for u in range(layout.ulysses):
+        repeat, (first, last) = heads.repeat(u), heads.keys[u]
+        keys = 2 * shape.width * (len(repeat) if repeat is not None else last - first)
+        for place in range(layout.ring):
+            rank = place * layout.ulysses + u
+            if needs is not None:
+                for other in range(layout.ring):
+                    if other != place:
+                        size = needs[other][place] * keys * shape.itemsize
+                        forward[rank][other * layout.ulysses + u] += size
+                        backward[other * layout.ulysses + u][rank] += size
+            elif layout.ring > 1:
+                to = (place + 1) % layout.ring * layout.ulysses + u
+                for hop in range(layout.ring):
+                    travelling = rows[(place - hop) % layout.ring] * keys
+                    if hop < layout.ring - 1:
+                        forward[rank][to] += travelling * shape.itemsize
+                        backward[rank][to] += travelling * shape.itemsize
+                    backward[rank][to] += travelling * shape.sum_itemsize
+
+
+def _rows(layout: Layout) -> list[int]:
+    return [sum(stop - start for start, stop in ranges) for ranges in layout.ring_ranges]
+
+
+def _needs(layout: Layout) -> list[list[int]]:
+    """[q place][k place]: rows of the second that the first needs."""
+    places = range(layout.ring)
+    needed = [[joined(sorted({b.k for b in layout.blocks(q, k)})) for k in places] for q in places]
+    return [[sum(stop - start for start, stop in ranges) for ranges in row] for row in needed]
+
+
+def evaluate(layout: Layout, shape: AttentionShape, inner: str, *, node: int = 8) -> Choice:
+    """What one way costs.
+
+    Args:
+        layout: Who holds what.
+        shape: Of the attention.
+        inner: "gather" or "ring".
+        node: Processes of a node.
+    """
+    heads = Heads(shape.heads, shape.kv_heads, layout.ulysses)
+    forward, backward = traffic(layout, shape, inner)
+    total = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(forward, backward, strict=True)]
+    far = [sum(size for to, size in enumerate(row) if to // node != rank // node) for rank, row in enumerate(total)]
+    pairs = [sum(b.pairs for k in range(layout.ring) for b in layout.blocks(q, k)) for q in range(layout.ring)]
+    most_heads = max(stop - start for start, stop in heads.queries)
+    rows, width = _rows(layout), 2 * max(last - first for first, last in heads.keys) * shape.width * shape.itemsize
+    if inner == "gather":
+        held = max(sum(row) for row in _needs(layout)) * width
+    else:
+        held = 2 * max(rows) * width if layout.ring > 1 else max(rows) * width
+    mean = sum(pairs) * shape.heads / layout.size
+    most = max(pairs) * most_heads
+    return Choice(
+        layout.ulysses, layout.ring, inner, layout.order,
+        max(sum(row) for row in total), max(far), held, most, mean / most,
+    )  # fmt: skip
+
+
+def ways(
+    size: int, documents: Sequence[int], shape: AttentionShape, *, order: str = "zigzag", node: int = 8
+) -> Iterator[Choice]:
+    """Every way to share a sequence between ``size`` processes."""
+    for ulysses in range(1, min(size, shape.heads) + 1):
+        if size % ulysses:
+            continue
+        layout = Layout(tuple(documents), ulysses, size // ulysses, order)
+        for inner in INNER if layout.ring > 1 else INNER[:1]:
+            yield evaluate(layout, shape, inner, node=node)
+
+
+def choose(
+    size: int,
+    documents: Sequence[int],
+    shape: AttentionShape,
+    *,
+    order: str = "zigzag",
+    node: int = 8,
+    far_cost: float = 8.0,
+    budget: int | None = None,
+    least_balance: float = 0.8,
+) -> Choice:
+    """The way that sends least.
+
+    Args:
+        size: Processes of the sequence.
+        documents: Lengths of the documents.
+        shape: Of the attention.
+        order: "zigzag" or "contiguous".
+        node: Processes of a node.
+        far_cost: What a byte to another node costs more than one within (400 GB/s NVLink against 50 GB/s InfiniBand).
+        budget: Most bytes of keys and values that a process may hold for a layer.
+        least_balance: Ways that leave processes idle for more of the time are taken only if there is no other.
+
+    Raises:
+        ConfigError: No way keeps within the budget.
+    """
+    every = list(ways(size, documents, shape, order=order, node=node))
+    fitting = [c for c in every if budget is None or c.held <= budget]
+    if not fitting:
+        least = min(c.held for c in every)
+        raise ConfigError(
+            f"{sum(documents)} tokens on {size} processes: no way holds less than {least:,} bytes of keys, the budget is "
+            f"{budget:,}; use more processes"
+        )
+    return min(fitting, key=lambda c: (c.balance < least_balance, c.sent + (far_cost - 1) * c.sent_far, c.held))
