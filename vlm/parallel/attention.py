@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from vlm.errors import ConfigError
-from vlm.parallel.exchange import exchange
+from vlm.parallel.exchange import connected, exchange
 from vlm.parallel.kernel import accumulator, attend, attend_backward
 from vlm.parallel.layout import Block, Layout, Range, joined, split_evenly
 from vlm.parallel.mesh import Group, Mesh
@@ -78,7 +78,7 @@ class ParallelAttention:
         q, k, v = self._to_heads(q_NHd, k_NKd, v_NKd, heads)
         kv = torch.stack([k, v], 1)
         if self.inner == "ring" and self.mesh.ring > 1:
-            out = _Ring.apply(q, kv, self._ring_blocks, self.mesh.ring_group, self.mesh.r, self._ring_rows, scale)
+            out = _Ring.apply(q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self._ring_rows, scale)
         else:
             kv, blocks = self._gather(kv)
             out = _Blockwise.apply(q, kv, blocks, scale)

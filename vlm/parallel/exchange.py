@@ -26,8 +26,13 @@ def exchange(x: torch.Tensor, send: Sequence[int], receive: Sequence[int], group
     """
     if group is None:
         return x
-    out: torch.Tensor = _Exchange.apply(x, list(send), list(receive), group)
+    out: torch.Tensor = _Exchange.apply(connected(x), list(send), list(receive), group)
     return out
+
+
+def connected(x: torch.Tensor) -> torch.Tensor:
+    """``x`` as part of the graph even where nothing before it is trained: others may wait for this process in the backward pass."""
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
 
 
 class _Exchange(torch.autograd.Function):

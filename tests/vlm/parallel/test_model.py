@@ -174,6 +174,31 @@ def test_sequences_beside_each_other_add_up(tmp_path: Path) -> None:
         assert gradient <= 1e-10
 
 
+def only_the_projector(rank: int, inner: str) -> list[float]:
+    """Two frames for four processes, and everything but the projector frozen: most processes hold nothing that is trained."""
+    model, twin = build("frame", 2, torch.float64), build("frame", 2, torch.float64)
+    for net in (model, twin):
+        net.requires_grad_(False)
+        net.mm_projector.requires_grad_(True)
+    inputs = batch(model, torch.float64, ([], [("video", 2)], []))
+    model(**inputs, loss_only=False).loss.backward()
+    shared = SequenceParallel(twin, build_mesh(1, 4), inner=inner, order="contiguous")
+    shared(**own_frames(shared, inputs)).loss.backward()
+    errors = []
+    for p, q in zip(model.mm_projector.parameters(), twin.mm_projector.parameters(), strict=True):
+        grad = torch.zeros_like(q) if q.grad is None else q.grad
+        dist.all_reduce(grad)
+        assert p.grad is not None
+        errors.append(float((grad - p.grad).abs().max() / p.grad.abs().max()))
+    return errors
+
+
+@pytest.mark.parametrize("inner", ["gather", "ring"])
+def test_processes_with_nothing_to_train_do_not_hold_up_the_others(inner: str, tmp_path: Path) -> None:
+    for errors in run_world(only_the_projector, 4, tmp_path, inner):
+        assert len(errors) > 2 and max(errors) <= 1e-10
+
+
 def nothing_to_learn(rank: int) -> tuple[float, bool]:
     """All targets are in the first quarter: other processes have none."""
     shared = SequenceParallel(build("frame", 2, torch.float32), build_mesh(1, 4), order="contiguous")
