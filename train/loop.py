@@ -32,6 +32,7 @@ from train.prepare import (
     learning_rates,
     set_gradient_checkpointing,
 )
+from train.shared import Sharing
 from train.signals import Preempted, Preemption
 from train.stages import Recipe, Stage
 from train.state import (
@@ -88,14 +89,12 @@ class Trainer:
         if found is not None:
             check_same_run(self.recipe, found)
             log.info("going on from %s", found.path)
-        done = 0
         for number, stage in enumerate(self.recipe.stages):
             self._stage(number, stage, found if found is not None and number <= found.stage else None)
-            done += 1
             if stage.name == self.recipe.until:
                 break
         if self.accelerator.is_main_process:
-            export_final(self.recipe, self.model, self.processor, self.trained, done)
+            export_final(self.recipe, self.model, self.processor, self.trained, number + 1)
         self.accelerator.wait_for_everyone()
 
     # -- one stage ---------------------------------------------------------------------------------------------------
@@ -128,15 +127,18 @@ class Trainer:
         if found is not None:
             self.trained |= load_weights(self.model, found)
         self.names = {id(p): name for name, p in self.model.named_parameters()}
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, rates, stage))
+        self.sharing = Sharing.of(stage, self.model, self.accelerator.num_processes)
+        optimizer = build_optimizer(self.model, rates, stage)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.sharing.core, optimizer)
         if found is not None:
             load_optimizer_tensors(self.optimizer.optimizer, self.names, found.tensors["optimizer"])
         self.counts_items = divides_by_item_count(self.model)
-        self.options = {"use_cache": False} if hasattr(self.model, "prepare_inputs_for_generation") else {}
-        hook = keep_loss_connected(self.model)
+        self.options = {"use_cache": False} if hasattr(self.sharing.core, "prepare_inputs_for_generation") else {}
+        hook = keep_loss_connected(self.sharing.core)
         if self.progress.step < stage.steps:
             self._steps(number, stage)
         hook.remove()
+        self.sharing.undo()
         self.wrapped = self.optimizer = None
         self.accelerator.free_memory()
 
@@ -148,8 +150,7 @@ class Trainer:
             build_collate(stage, self.processor),
             stage.batch_size,
             stage.grad_accum,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            **self.sharing.data_place(self.accelerator.process_index, self.accelerator.num_processes),
             encode=None if self.processor is None else Encode(self.processor, stage.frames),
             max_length=stage.seq_len,
         )
@@ -211,8 +212,8 @@ class Trainer:
 
     def _agree(self, stage: Stage, micro: list[Batch]) -> tuple[int, int, int]:
         """Targets, tokens and unusable samples of the step over all processes, which also leave together here."""
-        counts = [sum(b.targets for b in micro), sum(b.tokens for b in micro), sum(len(b.bad) for b in micro)]
-        targets, tokens, bad, stop = self._sum_over_world([*counts, int(self.preemption.requested)], torch.int64)
+        counts = [*self.sharing.counts(micro), int(self.preemption.requested)]
+        targets, tokens, bad, stop = self._sum_over_world(counts, torch.int64)
         if stop:
             raise Preempted
         reasons = [reason for batch in micro for reason in batch.bad]
@@ -232,7 +233,7 @@ class Trainer:
         from accelerate.utils import send_to_device
 
         device = self.accelerator.device
-        inputs = {**send_to_device(batch.inputs, device), **self.options}
+        inputs = {**send_to_device(self.sharing.inputs(batch.inputs), device), **self.options}
         if self.counts_items:
             inputs["num_items_in_batch"] = torch.tensor(targets, device=device)
         share = batch.targets / targets

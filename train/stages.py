@@ -37,6 +37,25 @@ class Call:
 
 
 @dataclass
+class Parallel:
+    """How processes share sequences (MM-SP); see `vlm.parallel`.
+
+    Attributes:
+        sp_size: Processes that share a sequence; the rest of the world is data parallel.
+        ulysses: Of these, how many exchange heads for tokens; the others form rings. None: whatever sends the fewest bytes.
+        inner: What rings do: ``gather`` (fewest bytes) or ``ring`` (least memory). None: whatever sends the fewest bytes.
+        order: How a sequence is dealt out over a ring; ``zigzag`` balances the work.
+        node: Processes of a node, between which sending is cheap.
+    """
+
+    sp_size: int = 1
+    ulysses: int | None = None
+    inner: Literal["gather", "ring"] | None = None
+    order: Literal["zigzag", "contiguous"] = "zigzag"
+    node: int = 8
+
+
+@dataclass
 class Stage:
     """One stage of a curriculum.
 
@@ -61,6 +80,8 @@ class Stage:
         grad_clip: Largest gradient norm; 0 turns clipping off.
         dtype: Precision of the forward pass (``bf16`` is autocast; weights and optimizer stay as they are).
         gradient_checkpointing: Recompute activations in the backward pass.
+        packed: Read the samples of a micro-batch one after the other, without padding; they do not attend to each other.
+        parallel: How processes share sequences; shared sequences are always packed.
         group_by_length: Batch samples of similar length; the dataset needs a ``lengths`` attribute.
         max_bad: Share of samples that may be unusable (unreadable, too long, without a target) before training stops.
             An unusable sample is replaced by its neighbour, named in the log and counted.
@@ -85,6 +106,8 @@ class Stage:
     grad_clip: float = 1.0
     dtype: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    packed: bool = False
+    parallel: Parallel = field(default_factory=Parallel)
     group_by_length: bool = False
     max_bad: float = 0.0
     collate: Call | None = None
@@ -105,6 +128,13 @@ class Stage:
         for name in ("warmup", "min_lr", "weight_decay", "grad_clip", "max_bad"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must be finite and not negative")
+        for name, value in (
+            ("sp_size", self.parallel.sp_size),
+            ("ulysses", self.parallel.ulysses),
+            ("node", self.parallel.node),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"stages.{self.name}.parallel.{name}={value} must be at least 1")
         for name in ("rope_theta", "frames"):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"stages.{self.name}.{name}={value} must be positive")

@@ -78,7 +78,9 @@ class ParallelAttention:
         q, k, v = self._to_heads(q_NHd, k_NKd, v_NKd, heads)
         kv = torch.stack([k, v], 1)
         if self.inner == "ring" and self.mesh.ring > 1:
-            out = _Ring.apply(q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self._ring_rows, scale)
+            out = _Ring.apply(
+                q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self._ring_rows, scale
+            )
         else:
             kv, blocks = self._gather(kv)
             out = _Blockwise.apply(q, kv, blocks, scale)

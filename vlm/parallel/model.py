@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class SequenceParallel(nn.Module):
 
     def __init__(self, model: Any, mesh: Mesh, *, order: str = "zigzag", inner: str = "gather") -> None:
         super().__init__()
+        self._before = model.language_model.config._attn_implementation
         use_shared_attention(model.language_model)
         self.model, self.mesh, self.order, self.inner = model, mesh, order, inner
 
@@ -72,6 +74,27 @@ class SequenceParallel(nn.Module):
         poolers = [model.pooler if video else model.image_pooler for video in is_video]
         shots = None if segments is None else [s if v else None for s, v in zip(segments, is_video, strict=True)]
         return deal_frames(poolers, frames_per_medium, grid, self.mesh.size, shots)
+
+    def own_media(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A whole batch of `VLMProcessor.collate` with the frames and windows of sound that are this process's."""
+        own = dict(batch)
+        if batch.get("frames_per_medium") is not None:
+            frames = batch["frames_per_medium"].tolist()
+            starts = [0, *accumulate(frames)]
+            parts = self.frames_of(frames, batch["is_video"].tolist(), batch.get("segments"))[self.mesh.rank]
+            for key in ("pixel_values", "vision_features"):
+                if batch.get(key) is not None:
+                    whole = batch[key]
+                    mine = [whole[starts[p.medium] + p.first : starts[p.medium] + p.stop] for p in parts]
+                    own[key] = torch.cat([whole[:0], *mine])
+        if batch.get("mel") is not None:
+            heard = windows(len(batch["mel"]), self.mesh.size)[self.mesh.rank]
+            own["mel"] = batch["mel"][heard.start : heard.stop]
+        return own
+
+    def release(self) -> None:
+        """Give the text tower the attention back that it had."""
+        self.model.language_model.set_attn_implementation(self._before)
 
     @property
     def _pools_first(self) -> bool:

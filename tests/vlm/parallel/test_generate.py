@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vlm.parallel.test_model import batch, build, own_frames
+from tests.vlm.parallel.test_model import batch, build
 from tests.vlm.parallel.world import run_world
 from vlm.errors import ConfigError
 from vlm.parallel.cache import ShardedCache
@@ -27,7 +27,7 @@ def write(rank: int, ulysses: int, ring: int, order: str) -> dict[str, Any]:
     inputs = prompt(model, torch.float64)
     wanted = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, -12:].tolist()
     shared = SequenceParallel(twin, build_mesh(ulysses, ring), order=order)
-    mine = own_frames(shared, inputs)
+    mine = shared.own_media(inputs)
     cache = ShardedCache(shared.mesh)
     answer = generate(shared, max_new_tokens=12, cache=cache, **mine)
     stopped = generate(shared, max_new_tokens=12, stop_ids=[wanted[5]], **mine)

@@ -67,18 +67,6 @@ def batch(model: Any, dtype: torch.dtype, media: Any = MEDIA, seed: int = 1) -> 
     return found
 
 
-def own_frames(shared: SequenceParallel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The batch as this process would load it: with the pixels of its own frames only."""
-    if "pixel_values" not in inputs:
-        return inputs
-    frames = inputs["frames_per_medium"].tolist()
-    starts = [sum(frames[:i]) for i in range(len(frames))]
-    dealt = shared.frames_of(frames, inputs["is_video"].tolist(), inputs["segments"])[shared.mesh.rank]
-    pixels = inputs["pixel_values"]
-    mine = [pixels[starts[part.medium] + part.first : starts[part.medium] + part.stop] for part in dealt]
-    return {**inputs, "pixel_values": torch.cat([pixels[:0], *mine])}
-
-
 def compare(rank: int, sizes: list[tuple[int, int]], cases: list[tuple[str, int, str, str, str]]) -> dict[str, Any]:
     """Worst errors (loss, logits, gradients) of each case for each mesh."""
     errors: dict[str, Any] = {}
@@ -91,7 +79,7 @@ def compare(rank: int, sizes: list[tuple[int, int]], cases: list[tuple[str, int,
             alone = model(**inputs, loss_only=False)
             alone.loss.backward()
             shared = SequenceParallel(twin, mesh, inner=inner, order=order)
-            out = shared(**own_frames(shared, inputs), return_logits=True)
+            out = shared(**shared.own_media(inputs), return_logits=True)
             out.loss.backward()
             loss = out.loss.detach().clone()
             dist.all_reduce(loss)
@@ -155,7 +143,7 @@ def two_sequences(rank: int) -> tuple[float, float]:
     total = sum(model(**b, loss_only=False, num_items_in_batch=targets).loss for b in batches)
     total.backward()
     shared = SequenceParallel(twin, mesh)
-    loss = shared(**own_frames(shared, batches[rank // 2]), num_items_in_batch=targets).loss
+    loss = shared(**shared.own_media(batches[rank // 2]), num_items_in_batch=targets).loss
     loss.backward()
     loss = loss.detach().clone()
     dist.all_reduce(loss)
@@ -183,7 +171,7 @@ def only_the_projector(rank: int, inner: str) -> list[float]:
     inputs = batch(model, torch.float64, ([], [("video", 2)], []))
     model(**inputs, loss_only=False).loss.backward()
     shared = SequenceParallel(twin, build_mesh(1, 4), inner=inner, order="contiguous")
-    shared(**own_frames(shared, inputs)).loss.backward()
+    shared(**shared.own_media(inputs)).loss.backward()
     errors = []
     for p, q in zip(model.mm_projector.parameters(), twin.mm_projector.parameters(), strict=True):
         grad = torch.zeros_like(q) if q.grad is None else q.grad
