@@ -30,7 +30,7 @@ export VLM_PICTURE := $(value PICTURE)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format bench bench-media soak wheel clean
+.PHONY: help run demo test check format bench bench-media bench-training soak wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -63,6 +63,9 @@ bench: $(VENV)/.dev ## Measure speed against the rivals (docs/results/bench.json
 
 bench-media: $(VENV)/.dev ## Measure video decoding against the rivals (docs/results/bench-media.json)
 	@$(BIN)/python scripts/bench_media.py $(ARGS)
+
+bench-training: $(VENV)/.dev ## Measure packing and the chunked loss (docs/results/bench-training.json)
+	@$(BIN)/python scripts/bench_training.py $(ARGS)
 
 soak: $(VENV)/.dev ## Run the long suites that `make test` leaves out
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
