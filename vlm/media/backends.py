@@ -60,6 +60,9 @@ class _OptionalReader:
         self._file = source.open()
         try:
             self._decoder = self._open(str(source.path) if source.path is not None else self._file)
+        except MissingDependencyError:
+            self._close()
+            raise
         except Exception as error:  # the libraries document no exception types
             self._close()
             raise MediaError(source.name, f"{self.backend} cannot open it: {error}") from error
@@ -139,7 +142,12 @@ class TorchcodecReader(_OptionalReader):
         self._class = VideoDecoder
 
     def _open(self, target: Any) -> Any:
-        return self._class(target, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        try:
+            return self._class(target, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        except RuntimeError as error:
+            if "libtorchcodec" in str(error):  # newer versions look for FFmpeg when they are first used
+                raise MissingDependencyError("torchcodec", "codec", "backend='torchcodec'") from error
+            raise
 
     def _count(self) -> int:
         return len(self._decoder)
