@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -43,9 +45,16 @@ class Preemption:
         self.rescue: Callable[[], None] | None = None
         self._left = threading.Event()
         self._before: dict[int, Any] = {}
+        self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._wakeup_before = -1
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
+            self._bell = socket.socketpair()
+            for end in self._bell:
+                end.setblocking(False)
+            self._wakeup_before = signal.set_wakeup_fd(self._bell[1].fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(self._bell[0],), name="train-signals", daemon=True).start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -56,6 +65,9 @@ class Preemption:
         self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._bell is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._bell[1].close()  # the listener ends
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -63,7 +75,17 @@ class Preemption:
                 raise KeyboardInterrupt
             return
         self.requested = True
-        threading.Thread(target=self._save_if_late, name="train-rescue").start()
+
+    def _listen(self, bell: socket.socket) -> None:
+        """Hear signals while the main thread is in native code, where Python's handlers have to wait."""
+        with bell:
+            while select.select([bell], [], [])[0]:
+                numbers = bell.recv(64)
+                if not numbers:
+                    return
+                if any(number in (signal.SIGTERM, signal.SIGINT) for number in numbers):
+                    self._save_if_late()
+                    return
 
     def _save_if_late(self) -> None:
         if self._left.wait(self.patience):
