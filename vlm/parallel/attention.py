@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from vlm.errors import ConfigError
 from vlm.parallel.exchange import connected, exchange
 from vlm.parallel.kernel import accumulator, attend, attend_backward
-from vlm.parallel.layout import Block, Layout, Range, joined, split_evenly
+from vlm.parallel.layout import Block, Layout, Range, rows_in, split_evenly
 from vlm.parallel.mesh import Group, Mesh
 
 INNER = ("gather", "ring")
@@ -79,7 +79,7 @@ class ParallelAttention:
         kv = torch.stack([k, v], 1)
         if self.inner == "ring" and self.mesh.ring > 1:
             out = _Ring.apply(
-                q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self._ring_rows, scale
+                q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self.layout.ring_rows, scale
             )
         else:
             kv, blocks = self._gather(kv)
@@ -131,29 +131,23 @@ class ParallelAttention:
     # -- gather: the keys that are needed, once --------------------------------------------------------------------------
 
     @cached_property
-    def _needs(self) -> list[list[list[Range]]]:
-        """[q place][k place]: rows of the second that queries of the first need."""
-        places = range(self.mesh.ring)
-        return [[joined(sorted({b.k for b in self.layout.blocks(q, k)})) for k in places] for q in places]
-
-    @cached_property
     def _gathered_blocks(self) -> list[Block]:
         """My blocks, with keys as rows of what `_gather` returns."""
         blocks, offset = [], 0
-        for place, needed in enumerate(self._needs[self.mesh.r]):
+        for place, needed in enumerate(self.layout.needs[self.mesh.r]):
             for b in self.layout.blocks(self.mesh.r, place):
                 row = _row_in(needed, b.k[0]) + offset
                 blocks.append(Block(b.q, (row, row + b.k[1] - b.k[0]), b.causal))
-            offset += sum(stop - start for start, stop in needed)
+            offset += rows_in(needed)
         return merged(blocks)
 
     def _gather(self, kv: torch.Tensor) -> tuple[torch.Tensor, list[Block]]:
         if self.mesh.ring == 1:
             return kv, self._ring_blocks[0]
-        wanted = [self._needs[place][self.mesh.r] for place in range(self.mesh.ring)]
+        wanted = [self.layout.needs[place][self.mesh.r] for place in range(self.mesh.ring)]
         parts = [kv[start:stop] for ranges in wanted for start, stop in ranges]
-        send = [sum(stop - start for start, stop in ranges) for ranges in wanted]
-        receive = [sum(stop - start for start, stop in ranges) for ranges in self._needs[self.mesh.r]]
+        send = [rows_in(ranges) for ranges in wanted]
+        receive = [rows_in(ranges) for ranges in self.layout.needs[self.mesh.r]]
         return exchange(torch.cat([kv[:0], *parts]), send, receive, self.mesh.ring_group), self._gathered_blocks
 
     # -- ring ------------------------------------------------------------------------------------------------------------
@@ -161,10 +155,6 @@ class ParallelAttention:
     @cached_property
     def _ring_blocks(self) -> list[list[Block]]:
         return [merged(self.layout.blocks(self.mesh.r, place)) for place in range(self.mesh.ring)]
-
-    @cached_property
-    def _ring_rows(self) -> list[int]:
-        return [sum(stop - start for start, stop in ranges) for ranges in self.layout.ring_ranges]
 
 
 @dataclass(frozen=True)

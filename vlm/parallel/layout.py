@@ -82,11 +82,21 @@ class Layout:
         pieces = split_evenly(self.length, 2 * self.ring)
         return [joined([pieces[r], pieces[2 * self.ring - 1 - r]]) for r in range(self.ring)]
 
+    @cached_property
+    def ring_rows(self) -> list[int]:
+        """Tokens per ring place."""
+        return [rows_in(ranges) for ranges in self.ring_ranges]
+
+    @cached_property
+    def needs(self) -> list[list[list[Range]]]:
+        """[q place][k place]: rows of the second whose keys queries of the first attend to."""
+        places = range(self.ring)
+        return [[joined(sorted({b.k for b in self.blocks(q, k)})) for k in places] for q in places]
+
     def ranges(self, rank: int) -> list[Range]:
         """Ranges of the sequence that one process holds, in order."""
-        mine = self.ring_ranges[rank // self.ulysses]
-        rows = sum(stop - start for start, stop in mine)
-        return cut(mine, split_evenly(rows, self.ulysses)[rank % self.ulysses])
+        place, u = divmod(rank, self.ulysses)
+        return cut(self.ring_ranges[place], split_evenly(self.ring_rows[place], self.ulysses)[u])
 
     def rows(self, rank: int) -> torch.Tensor:
         """Positions in the sequence of the tokens that one process holds, int64."""
@@ -94,12 +104,11 @@ class Layout:
 
     def counts(self) -> list[int]:
         """Tokens per process."""
-        return [sum(stop - start for start, stop in self.ranges(rank)) for rank in range(self.size)]
+        return [rows_in(self.ranges(rank)) for rank in range(self.size)]
 
     def ulysses_counts(self, ring_place: int) -> list[int]:
         """Tokens of each Ulysses place of a ring place."""
-        rows = sum(stop - start for start, stop in self.ring_ranges[ring_place])
-        return [stop - start for start, stop in split_evenly(rows, self.ulysses)]
+        return [stop - start for start, stop in split_evenly(self.ring_rows[ring_place], self.ulysses)]
 
     def owners(self) -> torch.Tensor:
         """The process that holds each token of the sequence, int64."""
@@ -144,6 +153,11 @@ def split_evenly(total: int, parts: int) -> list[Range]:
     """``parts`` neighbouring ranges of 0..total whose lengths differ by one at most; the longer ones come first."""
     edges = [0, *accumulate(total // parts + (i < total % parts) for i in range(parts))]
     return list(pairwise(edges))
+
+
+def rows_in(ranges: Iterable[Range]) -> int:
+    """Rows in ``ranges`` together."""
+    return sum(stop - start for start, stop in ranges)
 
 
 def joined(ranges: Iterable[Range]) -> list[Range]:

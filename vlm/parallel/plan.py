@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vlm.errors import ConfigError
 from vlm.parallel.attention import INNER, Heads
-from vlm.parallel.layout import Layout, joined
+from vlm.parallel.layout import Layout, rows_in
 
 Matrix = list[list[int]]  # [from][to]
 
@@ -85,17 +85,16 @@ def traffic(layout: Layout, shape: AttentionShape, inner: str) -> tuple[Matrix, 
 def _add_inner(
     forward: Matrix, backward: Matrix, layout: Layout, shape: AttentionShape, inner: str, heads: Heads
 ) -> None:
-    rows = _rows(layout)
-    needs = _needs(layout) if inner == "gather" else None
+    rows = layout.ring_rows
     for u in range(layout.ulysses):
         repeat, (first, last) = heads.repeat(u), heads.keys[u]
         keys = 2 * shape.width * (len(repeat) if repeat is not None else last - first)
         for place in range(layout.ring):
             rank = place * layout.ulysses + u
-            if needs is not None:
+            if inner == "gather":
                 for other in range(layout.ring):
                     if other != place:
-                        size = needs[other][place] * keys * shape.itemsize
+                        size = rows_in(layout.needs[other][place]) * keys * shape.itemsize
                         forward[rank][other * layout.ulysses + u] += size
                         backward[other * layout.ulysses + u][rank] += size
             elif layout.ring > 1:
@@ -106,17 +105,6 @@ def _add_inner(
                         forward[rank][to] += travelling * shape.itemsize
                         backward[rank][to] += travelling * shape.itemsize
                     backward[rank][to] += travelling * shape.sum_itemsize
-
-
-def _rows(layout: Layout) -> list[int]:
-    return [sum(stop - start for start, stop in ranges) for ranges in layout.ring_ranges]
-
-
-def _needs(layout: Layout) -> list[list[int]]:
-    """[q place][k place]: rows of the second that the first needs."""
-    places = range(layout.ring)
-    needed = [[joined(sorted({b.k for b in layout.blocks(q, k)})) for k in places] for q in places]
-    return [[sum(stop - start for start, stop in ranges) for ranges in row] for row in needed]
 
 
 def evaluate(layout: Layout, shape: AttentionShape, inner: str, *, node: int = 8) -> Choice:
@@ -134,9 +122,9 @@ def evaluate(layout: Layout, shape: AttentionShape, inner: str, *, node: int = 8
     far = [sum(size for to, size in enumerate(row) if to // node != rank // node) for rank, row in enumerate(total)]
     pairs = [sum(b.pairs for k in range(layout.ring) for b in layout.blocks(q, k)) for q in range(layout.ring)]
     most_heads = max(stop - start for start, stop in heads.queries)
-    rows, width = _rows(layout), 2 * max(last - first for first, last in heads.keys) * shape.width * shape.itemsize
+    rows, width = layout.ring_rows, 2 * max(last - first for first, last in heads.keys) * shape.width * shape.itemsize
     if inner == "gather":
-        held = max(sum(row) for row in _needs(layout)) * width
+        held = max(sum(rows_in(ranges) for ranges in row) for row in layout.needs) * width
     else:
         held = 2 * max(rows) * width if layout.ring > 1 else max(rows) * width
     mean = sum(pairs) * shape.heads / layout.size
