@@ -36,6 +36,7 @@ from vlm.decode import decoder_for, obstacle  # noqa: E402
 from vlm.generate import DecodeState, stream_ids  # noqa: E402
 from vlm.media import load_video, write_video  # noqa: E402
 from vlm.model import MEDIA_KEYS  # noqa: E402
+from vlm.pieces import embed_pieces  # noqa: E402
 
 CLIP = ROOT / "demo/examples/big_buck_bunny.mp4"
 FRAMES = 64
@@ -185,15 +186,16 @@ def first_token_parts(assistant: Assistant, clip: Path, clock: Clock) -> dict[st
     video = load_video(clip, num_frames=FRAMES, size=int(processor.pixels["image_size"]))
     marks.append(clock())
     content = [{"type": "video", "video": video}, {"type": "text", "text": QUESTIONS[0]}]
-    tensors = processor.tensors(processor.prompt([{"role": "user", "content": content}]))
+    tensors = processor.tensors(processor.prompt([{"role": "user", "content": content}]), lazy=True)
     marks.append(clock())
-    embeds = model.fuse(tensors["input_ids"][None], **{k: tensors[k] for k in MEDIA_KEYS if k in tensors})
+    ids, media = tensors["input_ids"][None], {k: tensors[k] for k in MEDIA_KEYS if k in tensors}
+    pieces = list(embed_pieces(model, ids, **media))
     marks.append(clock())
-    decoder, cache = decoder_for(model.language_model)
-    decoder.read(cache, embeds)
+    decoder, cache = decoder_for(model.language_model, tokens=ids.shape[1])
+    decoder.read(cache, pieces)
     marks.append(clock())
     seconds = {part: b - a for part, a, b in zip(PARTS, marks, marks[1:], strict=False)}
-    return {**seconds, "prompt_tokens": float(embeds.shape[1])}
+    return {**seconds, "prompt_tokens": float(ids.shape[1])}
 
 
 def first_token_rows(assistant: Assistant, clip: Path, args: argparse.Namespace, clock: Clock) -> list[Row]:

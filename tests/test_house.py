@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "vlm.prepare",
             "vlm.generate",
             "vlm.decode",
+            "vlm.pieces",
             "vlm.loss",
             "vlm.connectors",
             "vlm.time",

@@ -20,6 +20,7 @@ from vlm.errors import ConfigError
 from vlm.generate import DecodeState, Sampling, check_length, repeated_tail, stop_token_ids, stream_ids
 from vlm.media import Audio, Video, load_audio, load_video
 from vlm.model import MEDIA_KEYS, VLMForConditionalGeneration
+from vlm.pieces import embed_pieces
 from vlm.prepare import DEFAULT_FRAMES, Medium, check_rate
 from vlm.processor import Prompt, VLMProcessor
 from vlm.time.parse import ParseResult
@@ -273,22 +274,24 @@ class Chat:
             new_ids = self.state.pending + _after_answer(prompt.ids, before)
         return _Turn(message, prompt, new_ids, reused, began, seconds)
 
-    def _embed(self, turn: _Turn) -> torch.Tensor:
-        """Embeddings of the turn's new ids; notes the number of frames that the vision tower saw."""
-        model, mark = self.assistant.model, time.perf_counter()
-        tensors = self.assistant.processor.tensors(turn.prompt)
+    def _embed(self, turn: _Turn) -> Iterator[torch.Tensor]:
+        """Embeddings of the turn's new ids, piece by piece; notes the number of frames that the vision tower sees, and the seconds."""
+        model, tensors = self.assistant.model, self.assistant.processor.tensors(turn.prompt, lazy=True)
+        turn.frames = len(tensors["pixel_values"]) if "pixel_values" in tensors else 0
         ids = torch.tensor([turn.new_ids], device=model.device)
-        media = {k: _to(tensors[k], model) for k in MEDIA_KEYS if k in tensors}
-        with torch.inference_mode():
-            embeds = model.fuse(ids, **media)
-        turn.seconds["encode"] = time.perf_counter() - mark
-        turn.frames = int(tensors["pixel_values"].shape[0]) if "pixel_values" in tensors else 0
-        return embeds
+        pieces = embed_pieces(model, ids, **{k: tensors[k] for k in MEDIA_KEYS if k in tensors})
+        while True:
+            mark = time.perf_counter()
+            piece = next(pieces, None)
+            turn.seconds["encode"] += time.perf_counter() - mark
+            if piece is None:
+                return
+            yield piece
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
     def _write(
-        self, turn: _Turn, embeds: torch.Tensor, sampling: Sampling, max_new_tokens: int, stop: list[str]
+        self, turn: _Turn, embeds: Iterator[torch.Tensor], sampling: Sampling, max_new_tokens: int, stop: list[str]
     ) -> Generator[str, None, None]:
         model, processor = self.assistant.model, self.assistant.processor
         self.state.seconds = {}
@@ -336,6 +339,8 @@ class Chat:
         turn.seconds.setdefault("first_token", time.perf_counter() - turn.began)
         media_tokens = sum(len(m.spans) for m in turn.prompt.media if m.kind != "audio")
         seconds = {**turn.seconds, **self.state.seconds}
+        if "prefill" in seconds:
+            seconds["prefill"] -= seconds["encode"]  # the eyes looked while the prompt was read
         usage = Usage(len(turn.new_ids), turn.reused, media_tokens, len(turn.answer), turn.frames, seconds)
         parsed = self._readable(turn.raw)
         spans = parsed.spans if self.clock is not None else []
@@ -376,7 +381,3 @@ def _check_window(video: Any, audio: Any, window: dict[str, Any]) -> None:
     ignored = ", ".join(f"{k}={v}" for k, v in window.items() if k not in used)
     if ignored and (isinstance(video, Video) or isinstance(audio, Audio)):
         raise ConfigError(f"{ignored}: this medium is loaded already; give that to vlm.media.load_video or load_audio")
-
-
-def _to(value: Any, model: VLMForConditionalGeneration) -> Any:
-    return value.to(model.device) if isinstance(value, torch.Tensor) else value

@@ -2,11 +2,12 @@
 
 Writing one token is bound by reading every weight once from memory, so what counts is how the weights lie there and how
 little happens between the reads. `LlamaDecoder` calls no module, writes keys and values into room that was set aside,
-computes the last layer for the last token only, and turns the wide matrices (gate, up, an untied head) input-major: the
-same parameters with the same names, shapes and values, but laid out in memory as ``[in, out]``, so that a product with
-one vector streams through them (ours; 1.4 times faster where the BLAS is slow on the usual layout, for tall matrices it
-is the other way round). Joining query, key and value into one product gains another 3 % at most, and parameters that
-share storage cannot be saved by ``save_pretrained``.
+computes the last layer for the last token only, reads a long prompt in pieces (what it needs besides the cache does not grow
+with the prompt), and turns the wide matrices (gate, up, an untied head) input-major: the same parameters with the same
+names, shapes and values, but laid out in memory as ``[in, out]``, so that a product with one vector streams through them
+(ours; 1.4 times faster where the BLAS is slow on the usual layout, for tall matrices it is the other way round). Joining
+query, key and value into one product gains another 3 % at most, and parameters that share storage cannot be saved by
+``save_pretrained``.
 
 No weight is kept twice and nothing is copied that could go stale: the decoder reads the model's live parameters.
 ``state_dict``, ``save_pretrained``, in-place updates and the model's own forward work as before; the turned parameters
@@ -18,6 +19,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -27,12 +29,17 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 from transformers import DynamicCache
 
 from vlm.compat import CACHE_NAME
+from vlm.errors import ConfigError
+from vlm.parallel.kernel import attend
 
 _FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # the frequencies do not depend on the length read so far
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+PIECE = 512  # tokens of a long prompt that are read at a time
+_PIECE_ON_DEVICE = 4096  # the same where small products waste an accelerator
 
+Embeds = torch.Tensor | Iterable[torch.Tensor]
 Projection = tuple[torch.Tensor, torch.Tensor | None]
 
 
@@ -43,8 +50,8 @@ class Decoder(Protocol):
         """An empty cache for one conversation."""
         ...
 
-    def read(self, cache: Any, embeds_1LD: torch.Tensor) -> torch.Tensor:
-        """Append embeddings ``[1, L, D]``; logits ``[V]`` after the last of them."""
+    def read(self, cache: Any, embeds_1LD: Embeds) -> torch.Tensor:
+        """Append embeddings ``[1, L, D]``, whole or in pieces; logits ``[V]`` after the last of them."""
         ...
 
     def step(self, cache: Any, token: int) -> torch.Tensor:
@@ -53,17 +60,17 @@ class Decoder(Protocol):
 
 
 class KVCache:
-    """Keys and values of all layers, ``[layers, K, capacity, E]``; the room doubles when it runs out."""
+    """Keys and values, for every layer ``[K, capacity, E]``; more room is made layer by layer, so little is ever held twice."""
 
     def __init__(self, layers: int, heads: int, width: int, *, capacity: int = 256) -> None:
-        self.keys = torch.empty(layers, heads, capacity, width)
-        self.values = torch.empty(layers, heads, capacity, width)
+        self.keys = [torch.empty(heads, capacity, width) for _ in range(layers)]
+        self.values = [torch.empty(heads, capacity, width) for _ in range(layers)]
         self.length = 0
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit before the room must grow."""
-        return self.keys.shape[2]
+        """Tokens that fit before more room must be made."""
+        return self.keys[0].shape[1]
 
     def get_seq_length(self) -> int:
         """Tokens it holds; by the name that caches of transformers use."""
@@ -74,10 +81,12 @@ class KVCache:
         self.length += tokens_to_remove
 
     def reserve(self, extra: int) -> None:
-        """Make room for ``extra`` more tokens."""
+        """Make room for ``extra`` more tokens, and then a quarter more than there was."""
         if self.length + extra > self.capacity:
-            capacity = max(self.length + extra, 2 * self.capacity)
-            self.keys, self.values = self._grown(self.keys, capacity), self._grown(self.values, capacity)
+            capacity = max(self.length + extra, self.capacity + self.capacity // 4)
+            for index in range(len(self.keys)):
+                self.keys[index] = self._grown(self.keys[index], capacity)
+                self.values[index] = self._grown(self.values[index], capacity)
 
     def put(self, index: int, keys_LKE: torch.Tensor, values_LKE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Place new keys and values of one layer behind the old ones; all of them, ``[1, K, S, E]``.
@@ -85,13 +94,13 @@ class KVCache:
         ``length`` counts them only when the caller, after the last layer, says so.
         """
         end = self.length + len(keys_LKE)
-        self.keys[index, :, self.length : end] = keys_LKE.transpose(0, 1)
-        self.values[index, :, self.length : end] = values_LKE.transpose(0, 1)
-        return self.keys[index : index + 1, :, :end], self.values[index : index + 1, :, :end]
+        self.keys[index][:, self.length : end] = keys_LKE.transpose(0, 1)
+        self.values[index][:, self.length : end] = values_LKE.transpose(0, 1)
+        return self.keys[index][None, :, :end], self.values[index][None, :, :end]
 
     def _grown(self, old: torch.Tensor, capacity: int) -> torch.Tensor:
-        new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
-        new[:, :, : self.length] = old[:, :, : self.length]
+        new = old.new_empty(old.shape[0], capacity, old.shape[2])
+        new[:, : self.length] = old[:, : self.length]
         return new
 
     def to_dynamic(self, config: Any) -> DynamicCache:
@@ -161,25 +170,39 @@ class LlamaDecoder:
         return self.read(cache, self.table[token].view(1, 1, -1))
 
     @torch.inference_mode()
-    def read(self, cache: KVCache, embeds_1LD: torch.Tensor) -> torch.Tensor:
-        """Append embeddings ``[1, L, D]``; logits ``[V]`` after the last of them."""
-        x_LD = embeds_1LD[0]
-        first, count = cache.length, x_LD.shape[0]
+    def read(self, cache: KVCache, embeds_1LD: Embeds) -> torch.Tensor:
+        """Append embeddings ``[1, L, D]``, whole or in pieces; logits ``[V]`` after the last of them.
+
+        If that fails half-way the cache is as it was.
+        """
+        before = cache.length
+        try:
+            for piece_1LD, is_last in _pieces(embeds_1LD, PIECE):
+                x_LD = self._append(cache, piece_1LD[0], is_last)
+        except BaseException:
+            cache.length = before
+            raise
+        return linear(self._norm(x_LD, self.norm), *self.head)[0]
+
+    def _append(self, cache: KVCache, x_LD: torch.Tensor, is_last: bool) -> torch.Tensor:
+        """Keys and values of some tokens into the cache; with ``is_last`` the last one's state ``[1, D]``."""
+        past, count = cache.length, x_LD.shape[0]
         cache.reserve(count)
-        rotation = self._rotation(first, count)
-        mask = None if first == 0 or count == 1 else torch.ones(count, first + count, dtype=torch.bool).tril(first)
+        rotation = self._rotation(past, count)
         for index, layer in enumerate(self.layers):
             h_LD = self._norm(x_LD, layer.input_norm)
             keys = self._rotate(linear(h_LD, *layer.key), rotation)
-            values = linear(h_LD, *layer.value).view(count, -1, self.width)
-            if layer is self.layers[-1]:  # nothing but the last token is asked for
-                x_LD, h_LD, rotation, mask = x_LD[-1:], h_LD[-1:], rotation[:, -1:], None
+            keys, values = cache.put(index, keys, linear(h_LD, *layer.value).view(count, -1, self.width))
+            if layer is self.layers[-1]:  # nothing but the very last token is asked for
+                if not is_last:
+                    break
+                x_LD, h_LD, rotation = x_LD[-1:], h_LD[-1:], rotation[:, -1:]
             queries = self._rotate(linear(h_LD, *layer.query), rotation)
-            x_LD = x_LD + linear(self._attend(*cache.put(index, keys, values), queries, mask), *layer.out)
+            x_LD = x_LD + linear(self._attend(keys, values, queries, past), *layer.out)
             h_LD = self._norm(x_LD, layer.mlp_norm)
             x_LD = x_LD + linear(silu(linear(h_LD, *layer.gate)).mul_(linear(h_LD, *layer.up)), *layer.down)
         cache.length += count
-        return linear(self._norm(x_LD, self.norm), *self.head)[0]
+        return x_LD
 
     def _norm(self, x_LD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
         return rms_norm(x_LD, weight_D.shape, weight_D, self.eps)
@@ -196,18 +219,23 @@ class LlamaDecoder:
         x_LHE = x.view(len(x), -1, self.width)
         return torch.addcmul(x_LHE * cos, x_LHE.roll(self.width // 2, dims=-1), sin)
 
-    def _attend(
-        self, keys: torch.Tensor, values: torch.Tensor, q_LHE: torch.Tensor, mask_LS: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Attention over everything read, ``[L, H * E]``; ``keys`` and ``values`` are ``[1, K, S, E]``."""
+    def _attend(self, keys: torch.Tensor, values: torch.Tensor, q_LHE: torch.Tensor, past: int) -> torch.Tensor:
+        """Attention over everything read, ``[L, H * E]``; ``keys`` and ``values`` are ``[1, K, S, E]``, of which ``past`` came before."""
         count = len(q_LHE)
         if count == 1:  # the query heads of one group are so many queries over the same keys, and see all of them
             grouped = q_LHE.view(1, self.kv_heads, -1, self.width)
             return scaled_dot_product_attention(grouped, keys, values).view(1, -1)
-        queries = q_LHE.transpose(0, 1)[None]
-        causal, grouped_heads = mask_LS is None, self.heads != self.kv_heads
-        mixed = scaled_dot_product_attention(queries, keys, values, mask_LS, 0.0, causal, enable_gqa=grouped_heads)
-        return mixed[0].transpose(0, 1).reshape(count, -1)
+        if past == 0:
+            queries, grouped_heads = q_LHE.transpose(0, 1)[None], self.heads != self.kv_heads
+            mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped_heads)
+            return mixed[0].transpose(0, 1).reshape(count, -1)
+        # All earlier tokens, and causally the new ones: joined by log-sum-exp, without a mask.
+        (old_k, old_v), (new_k, new_v) = (
+            [x[0, :, part].transpose(0, 1) for x in (keys, values)] for part in (slice(past), slice(past, None))
+        )
+        old, old_lse = attend(q_LHE, old_k, old_v, causal=False, scale=self.width**-0.5)
+        new, new_lse = attend(q_LHE, new_k, new_v, causal=True, scale=self.width**-0.5)
+        return new.lerp(old, (old_lse - new_lse).sigmoid()[..., None]).reshape(count, -1)
 
 
 @dataclass(frozen=True)
@@ -220,9 +248,12 @@ class ModuleDecoder:
         """An empty cache for one conversation."""
         return DynamicCache(config=self.language_model.config)
 
-    def read(self, cache: DynamicCache, embeds_1LD: torch.Tensor) -> torch.Tensor:
-        """Append embeddings ``[1, L, D]``; logits ``[V]`` after the last of them."""
-        return self._forward(cache, inputs_embeds=embeds_1LD)
+    def read(self, cache: DynamicCache, embeds_1LD: Embeds) -> torch.Tensor:
+        """Append embeddings ``[1, L, D]``, whole or in pieces; logits ``[V]`` after the last of them."""
+        size = PIECE if self.language_model.device.type == "cpu" else _PIECE_ON_DEVICE
+        for piece_1LD, _ in _pieces(embeds_1LD, size):
+            logits = self._forward(cache, inputs_embeds=piece_1LD)
+        return logits
 
     def step(self, cache: DynamicCache, token: int) -> torch.Tensor:
         """Append one token; logits ``[V]`` after it."""
@@ -231,6 +262,19 @@ class ModuleDecoder:
     def _forward(self, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
         outputs = self.language_model(**inputs, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
         return outputs.logits[0, -1].float()
+
+
+def _pieces(embeds_1LD: Embeds, size: int) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Pieces of at most ``size`` tokens, and whether each is the last."""
+    waiting = None
+    for part in (embeds_1LD,) if isinstance(embeds_1LD, torch.Tensor) else embeds_1LD:
+        for piece in part.split(size, dim=1):
+            if waiting is not None:
+                yield waiting, False
+            waiting = piece
+    if waiting is None or waiting.shape[1] == 0:
+        raise ConfigError("nothing to read: the prompt has no token")
+    yield waiting, True
 
 
 def supports(language_model: Any) -> bool:
@@ -298,7 +342,9 @@ def decoder_for(language_model: Any, cache: Any = None, *, tokens: int = 0) -> t
     if (cache is None or isinstance(cache, KVCache)) and supports(language_model):
         decoder = LlamaDecoder(language_model)
         if decoder.fits(tokens):
-            return decoder, cache or decoder.new_cache()
+            cache = cache or decoder.new_cache()
+            cache.reserve(tokens - cache.length)
+            return decoder, cache
     fallback = ModuleDecoder(language_model)
     if isinstance(cache, KVCache):
         return fallback, cache.to_dynamic(language_model.config)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vlm.decode import decoder_for
+from vlm.decode import Embeds, decoder_for
 from vlm.errors import ConfigError
 
 _GREEDY = 1e-5  # logits divided by a smaller temperature overflow; the most likely token is then certain anyway
@@ -118,14 +118,14 @@ def stop_token_ids(model: Any, tokenizer: Any) -> set[int]:
 def stream_ids(
     model: Any,
     state: DecodeState,
-    embeds_1LD: torch.Tensor,
+    embeds_1LD: Embeds,
     new_ids: list[int],
     *,
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling | None = None,
 ) -> Generator[int, None, None]:
-    """Read ``new_ids`` (their embeddings are ``embeds_1LD``) after what ``state`` holds, then yield one id at a time.
+    """Read ``new_ids`` (their embeddings are ``embeds_1LD``, whole or in pieces) after what ``state`` holds, then yield one id at a time.
 
     ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later.
     """

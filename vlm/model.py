@@ -88,6 +88,11 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """(rows, columns) of the tokens the connector makes of one frame."""
         return self.mm_projector.out_grid(self.vision_tower.grid)
 
+    @property
+    def pooled_grid(self) -> tuple[int, int]:
+        """(rows, columns) of a frame when videos are pooled: before the connector or after it, as the config says."""
+        return self.vision_tower.grid if self.config.pooling.get("before_connector") else self.token_grid
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         residual_owner = getattr(module, "zero_residual", None)
@@ -112,13 +117,13 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise AlignmentError(
                 f"frames_per_medium sums to {int(frames_per_medium.sum())} but {features_FPE.shape[0]} frames were given"
             )
-        grid, token_grid = self.vision_tower.grid, self.token_grid
+        token_grid = self.token_grid
         shots = segments if segments is not None else [None] * len(frames_per_medium)
         pool_first = bool(self.config.pooling.get("before_connector"))
         media = list(features_FPE.split(frames_per_medium.tolist()))
         if pool_first:
             media = [
-                self.pooler(x, grid, s).view(-1, *x.shape[1:]) if v else x
+                self.pooler(x, self.vision_tower.grid, s).view(-1, *x.shape[1:]) if v else x
                 for x, v, s in zip(media, is_video.tolist(), shots, strict=True)
             ]
         sizes = [x.shape[0] for x in media]
@@ -130,6 +135,32 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for x, v, s in zip(projected, is_video.tolist(), shots, strict=True)
         ]
         return torch.cat(tokens)
+
+    def part_tokens(
+        self,
+        features_FPE: torch.Tensor,
+        start: int,
+        num_frames: int,
+        *,
+        is_video: bool,
+        segments: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Visual tokens ``[n, D]`` of some frames of one medium, as `media_tokens` makes them of all.
+
+        Args:
+            features_FPE: Of the frames from ``start`` (less what the pooler looks back) up to one of its `cuts`.
+            start: First frame whose tokens are wanted.
+            num_frames: Of the whole medium.
+            is_video: Or an image.
+            segments: Frames per shot of the whole medium.
+        """
+        pooler, shots = (self.pooler, segments) if is_video else (self.image_pooler, None)
+        if not self.config.pooling.get("before_connector"):
+            return pooler.part(self.mm_projector(features_FPE), start, num_frames, self.token_grid, shots)
+        if is_video:
+            pooled = pooler.part(features_FPE, start, num_frames, self.vision_tower.grid, shots)
+            features_FPE = pooled.view(-1, *features_FPE.shape[1:])
+        return self.mm_projector(features_FPE).flatten(0, 1)
 
     def audio_tokens(self, mel_AMT: torch.Tensor, audio_lengths: torch.Tensor) -> torch.Tensor:
         """Audio tokens: the first ``audio_lengths[i]`` states of each window, projected and joined."""

@@ -34,7 +34,7 @@ class Medium:
         edges: ``[T+1]`` seconds; frame (or encoder state) i covers ``edges[i]..edges[i+1]``.
         spans: ``[N, 2]`` seconds covered by each visual token.
         segments: Frames per shot, for pooling mode ``segments``.
-        pixel_values: ``[T, 3, H, W]`` normalised, or vision_features ``[T, P, E]``.
+        pixel_values: ``[T, 3, H, W]``, normalised when looked at, or vision_features ``[T, P, E]``.
         mel: ``[W, mel, frames]`` log-mel spectrograms of the sound, window by window.
         windows: Encoder states to keep of each window.
         start: Seconds by which times of this medium are shifted (a window that does not begin at 0).
@@ -50,7 +50,7 @@ class Medium:
     edges: np.ndarray = field(default_factory=lambda: np.zeros(1))
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     segments: list[int] | None = None
-    pixel_values: torch.Tensor | None = None
+    pixel_values: Pixels | None = None
     vision_features: torch.Tensor | None = None
     mel: torch.Tensor | None = None
     windows: list[int] = field(default_factory=list)
@@ -71,6 +71,38 @@ def normalise(frames: np.ndarray, pixels: dict[str, Any]) -> torch.Tensor:
     mean = torch.tensor(list(pixels["image_mean"])).view(1, 3, 1, 1)
     std = torch.tensor(list(pixels["image_std"])).view(1, 3, 1, 1)
     return (x / 255.0 - mean) / std
+
+
+class Pixels:
+    """Frames of one or more media, normalised when they are looked at: a float is four times a byte.
+
+    Args:
+        pictures: ``uint8 [T, H, W, 3]`` each.
+        pixels: What `normalise` needs.
+    """
+
+    def __init__(self, pictures: list[np.ndarray], pixels: dict[str, Any]) -> None:
+        self.pictures, self.pixels = pictures, pixels
+
+    def __len__(self) -> int:
+        return sum(len(p) for p in self.pictures)
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        """Rows ``[n, 3, S, S]``, float32."""
+        wanted = range(len(self))[rows]
+        found, first = [], 0
+        for pictures in self.pictures:
+            inside = [row - first for row in (wanted.start, wanted.stop)]
+            some = pictures[max(0, inside[0]) : max(0, inside[1])]
+            found += [normalise(some, self.pixels)] if len(some) else []
+            first += len(pictures)
+        size = int(self.pixels["image_size"])
+        return torch.cat(found) if found else torch.zeros(0, 3, size, size)
+
+    @staticmethod
+    def joined(parts: list[Pixels]) -> Pixels:
+        """Those of several media, one after the other."""
+        return Pixels([picture for part in parts for picture in part.pictures], parts[0].pixels)
 
 
 def prepare_video(
@@ -115,7 +147,7 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
         num_frames=len(video.frames),
         edges=frame_edges(timestamps, duration),
         segments=segments,
-        pixel_values=normalise(video.frames, pixels),
+        pixel_values=Pixels([video.frames], pixels),
         start=video.start,
         frames=video.frames,
         timestamps=video.timestamps,
@@ -156,7 +188,7 @@ def prepare_images(part: dict[str, Any], pixels: dict[str, Any]) -> Medium:
     if source is None:
         raise ConfigError(f"an image part needs 'image' (a path, bytes or an array); got keys {sorted(part)}")
     array = load_image(source)
-    return Medium(kind="image", num_frames=1, pixel_values=normalise(array[None], pixels), frames=array[None])
+    return Medium(kind="image", num_frames=1, pixel_values=Pixels([array[None]], pixels), frames=array[None])
 
 
 def prepare_audio(part: dict[str, Any], ears: dict[str, Any]) -> Medium:

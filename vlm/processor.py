@@ -19,7 +19,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from vlm.config import TIME_LAYOUT, VLMConfig
 from vlm.errors import ConfigError
 from vlm.messages import contents_of, conversations_of, needed
-from vlm.prepare import STATES_PER_SECOND, VIDEO_OPTIONS, Medium, prepare_audio, prepare_images, prepare_video
+from vlm.prepare import STATES_PER_SECOND, VIDEO_OPTIONS, Medium, Pixels, prepare_audio, prepare_images, prepare_video
 from vlm.time.codec import TimeCodec, make_codec
 from vlm.time.slowfast import Pooler, pooler_of
 
@@ -323,14 +323,14 @@ class VLMProcessor(ProcessorMixin):
         return self.tensors(self.prompt(messages, add_generation_prompt=False, **video_options))
 
     @staticmethod
-    def tensors(prompt: Prompt) -> dict[str, Any]:
-        """`Prompt` -> unpadded tensors; `collate` joins several."""
+    def tensors(prompt: Prompt, *, lazy: bool = False) -> dict[str, Any]:
+        """`Prompt` -> unpadded tensors; `collate` joins several. With ``lazy`` pixels are made when looked at (`vlm.prepare.Pixels`)."""
         out: dict[str, Any] = {"input_ids": torch.tensor(prompt.ids), "labels": torch.tensor(prompt.labels)}
         visual = [m for m in prompt.media if m.kind != "audio"]
-        for name in ("pixel_values", "vision_features"):
-            values = [getattr(m, name) for m in visual if getattr(m, name) is not None]
-            if values:
-                out[name] = torch.cat(values)
+        if pixels := [m.pixel_values for m in visual if m.pixel_values is not None]:
+            out["pixel_values"] = Pixels.joined(pixels) if lazy else Pixels.joined(pixels)[:]
+        if features := [m.vision_features for m in visual if m.vision_features is not None]:
+            out["vision_features"] = torch.cat(features)
         if visual:
             if "pixel_values" in out and "vision_features" in out:
                 raise ConfigError("one conversation mixes raw media and precomputed features; use one of them")

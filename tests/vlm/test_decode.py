@@ -28,6 +28,7 @@ from transformers import (
 
 from vlm.compat import CACHE_NAME
 from vlm.decode import KVCache, LlamaDecoder, ModuleDecoder, decoder_for, obstacle, supports
+from vlm.errors import ConfigError
 from vlm.generate import DecodeState, Sampling, stop_token_ids, stream_ids
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -141,7 +142,7 @@ def test_a_step_reads_the_embedding_of_its_token(tied: bool) -> None:
     torch.testing.assert_close(logits, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_the_cache_doubles_and_keeps_what_it_holds() -> None:
+def test_the_cache_grows_and_keeps_what_it_holds() -> None:
     model = llama()
     pieces = prompt(model, *[7] * 9)
     roomy, cramped = KVCache(3, 2, 8, capacity=100), KVCache(3, 2, 8, capacity=10)
@@ -151,11 +152,33 @@ def test_the_cache_doubles_and_keeps_what_it_holds() -> None:
         expected = decoder.read(roomy, piece)
         assert torch.equal(decoder.read(cramped, piece), expected)
         capacities.append(cramped.capacity)
-    assert capacities == [10, 20, 40, 40, 40, 80, 80, 80, 80]
+    assert capacities == [10, 14, 21, 28, 35, 43, 53, 66, 66]
     assert roomy.capacity == 100
     cramped.reserve(1000)
     assert cramped.capacity == 63 + 1000
-    assert torch.equal(cramped.keys[:, :, :63], roomy.keys[:, :, :63])
+    for grown, whole in zip(cramped.keys, roomy.keys, strict=True):
+        assert torch.equal(grown[:, :63], whole[:, :63])
+
+
+@pytest.mark.parametrize(
+    "build", [llama, lambda: llama(num_key_value_heads=4), lambda: llama(rope_parameters=ROPES["llama3"])]
+)
+def test_a_prompt_read_in_pieces_is_the_same_prompt(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    (whole,) = prompt(model, 45)
+    (expected,) = reference(copy.deepcopy(model), [whole])
+    monkeypatch.setattr("vlm.decode.PIECE", 8)
+    decoder, cache = decoder_for(model, tokens=45)
+    torch.testing.assert_close(decoder.read(cache, whole), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    uneven = iter(whole.split([1, 20, 3, 21], dim=1))
+    decoder, cache = decoder_for(model, tokens=45)
+    torch.testing.assert_close(decoder.read(cache, uneven), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert cache.length == cache.get_seq_length() == 45
+    fallback = ModuleDecoder(model)
+    cache = fallback.new_cache()
+    torch.testing.assert_close(fallback.read(cache, iter(whole.split(20, 1))), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    with pytest.raises(ConfigError, match="no token"):
+        decoder.read(decoder.new_cache(), iter([]))
 
 
 def test_a_read_that_fails_leaves_the_cache_as_it_was() -> None:
@@ -165,6 +188,8 @@ def test_a_read_that_fails_leaves_the_cache_as_it_was() -> None:
     decoder.read(cache, good)
     with pytest.raises(RuntimeError):
         decoder.read(cache, next_one[:, :, :-1])
+    with pytest.raises(RuntimeError):
+        decoder.read(cache, iter([next_one, next_one[:, :, :-1]]))
     expected = reference(model, [good, next_one])[1]
     torch.testing.assert_close(decoder.read(cache, next_one), expected, rtol=TOLERANCE, atol=TOLERANCE)
 

@@ -70,10 +70,9 @@ class SequenceParallel(nn.Module):
     ) -> list[list[Part]]:
         """Which frames each process looks at: decode no others."""
         model = self.model
-        grid = model.vision_tower.grid if self._pools_first else model.token_grid
         poolers = [model.pooler if video else model.image_pooler for video in is_video]
         shots = None if segments is None else [s if v else None for s, v in zip(segments, is_video, strict=True)]
-        return deal_frames(poolers, frames_per_medium, grid, self.mesh.size, shots)
+        return deal_frames(poolers, frames_per_medium, model.pooled_grid, self.mesh.size, shots)
 
     def own_media(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A whole batch of `VLMProcessor.collate` with the frames and windows of sound that are this process's."""
@@ -96,10 +95,6 @@ class SequenceParallel(nn.Module):
         """Give the text tower the attention back that it had."""
         self.model.language_model.set_attn_implementation(self._before)
 
-    @property
-    def _pools_first(self) -> bool:
-        return bool(self.model.config.pooling.get("before_connector"))
-
     def media_tokens(
         self, features_FPE: torch.Tensor, parts: Sequence[Part], is_video: Sequence[bool], segments: Segments | None
     ) -> torch.Tensor:
@@ -112,22 +107,12 @@ class SequenceParallel(nn.Module):
         if not counts:
             return features_FPE.new_zeros(0, model.config.text_config.hidden_size)
 
-        def pooled(x: torch.Tensor, part: Part, grid: tuple[int, int]) -> torch.Tensor:
-            video = is_video[part.medium]
-            pooler = model.pooler if video else model.image_pooler
-            return pooler.part(x, part.start, part.num_frames, grid, shots[part.medium] if video else None)
-
-        media = list(features_FPE.split(counts))
-        if self._pools_first:
-            grid = model.vision_tower.grid
-            media = [
-                pooled(x, part, grid).view(-1, *x.shape[1:]) if is_video[part.medium] else x
-                for x, part in zip(media, parts, strict=True)
+        return torch.cat(
+            [
+                model.part_tokens(x, p.start, p.num_frames, is_video=is_video[p.medium], segments=shots[p.medium])
+                for x, p in zip(features_FPE.split(counts), parts, strict=True)
             ]
-        projected = model.mm_projector(torch.cat(media)).split([len(x) for x in media])
-        if self._pools_first:
-            return torch.cat([x.flatten(0, 1) for x in projected])
-        return torch.cat([pooled(x, part, model.token_grid) for x, part in zip(projected, parts, strict=True)])
+        )
 
     # -- stage two -------------------------------------------------------------------------------------------------------
 
