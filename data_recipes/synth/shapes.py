@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from data_recipes.sample import Sample, check_kinds, conversation, rng_for
+from data_recipes.synth.needles import needle_frame
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import Asker, Turn
-from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES, draw, draw_background, random_background
+from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES
 from data_recipes.synth.shapes_scene import SOUND_RATE, Scene
 from data_recipes.synth.shapes_world import HELD_OUT, LEVELS, Level, level, random_scene
 from vlm.errors import ConfigError
@@ -215,18 +216,3 @@ def mixture(
 def scene_for(split: str, *, seed: int, index: int, level: str | Level = "clips") -> Scene:
     """One scene on its own, for example to write as a file."""
     return conversations(split, seed=seed, size=index + 1, level=level).scene(index)
-
-
-def needle_frame(digit: str, size: int = 64, *, seed: int = 0) -> np.ndarray:
-    """A picture of one digit, uint8 ``[size, size, 3]``: a needle to hide in a long video.
-
-    Raises:
-        ConfigError: ``digit`` is not one of 0 to 9.
-    """
-    if digit not in DIGITS:
-        raise ConfigError(f"cannot draw {digit!r} as a needle; choose a digit 0-9")
-    rng = rng_for(seed, int(digit))
-    frame = draw_background(random_background(rng), size).copy()
-    x, y = (float(v) for v in rng.uniform(0.35, 0.65, size=2))
-    draw(frame, digit, COLOURS["white"], x, y, float(rng.uniform(0.2, 0.3)), 0.0)
-    return frame
