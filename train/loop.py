@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from train.prepare import (
     divides_by_item_count,
     freeze,
     freeze_report,
-    keep_loss_connected,
     learning_rates,
     set_gradient_checkpointing,
 )
+from train.sharded import gathered
 from train.shared import Sharing
 from train.signals import Preempted, Preemption
 from train.stages import Recipe, Stage
@@ -80,8 +79,13 @@ class Trainer:
             Preempted: SIGTERM or SIGINT arrived; a checkpoint was written.
             TrainingError: Loss not finite, disk full, too many unusable samples, ...
         """
+        while not self._run():
+            pass
+
+    def _run(self) -> bool:
+        """Go on from the newest checkpoint; False if a stage has left a model that must be made anew."""
         seed_everything(self.recipe.seed)
-        self.model, self.processor = build_model(self.recipe)
+        (self.model, self.processor), self.trained = build_model(self.recipe), set()
         if self.recipe.init is not None:
             self.model, self.trained = load_parts(self.model, Path(self.recipe.init))
         with self.accelerator.main_process_first():
@@ -90,23 +94,26 @@ class Trainer:
             check_same_run(self.recipe, found)
             log.info("going on from %s", found.path)
         for number, stage in enumerate(self.recipe.stages):
-            self._stage(number, stage, found if found is not None and number <= found.stage else None)
+            if not self._stage(number, stage, found if found is not None and number <= found.stage else None):
+                return False
             if stage.name == self.recipe.until:
                 break
         if self.accelerator.is_main_process:
             export_final(self.recipe, self.model, self.processor, self.trained, number + 1)
         self.accelerator.wait_for_everyone()
+        return True
 
     # -- one stage ---------------------------------------------------------------------------------------------------
 
-    def _stage(self, number: int, stage: Stage, found: Checkpoint | None) -> None:
-        """Train one stage; one that ``found`` has behind it is only given its structure (plugins)."""
+    def _stage(self, number: int, stage: Stage, found: Checkpoint | None) -> bool:
+        """Train one stage; one that ``found`` has behind it is only given its structure (plugins). False: its weights are spread."""
         seed_everything(self.recipe.seed, number)
         self.plugins = [build_plugin(p.call, p.args) for p in stage.all_plugins]
         self._change_by("prepare")
-        if found is None or found.stage == number:
-            self._train(number, stage, found)
+        if (found is None or found.stage == number) and self._train(number, stage, found) and self.sharing.sharded:
+            return False
         self._change_by("finish")
+        return True
 
     def _change_by(self, hook: str) -> None:
         """Let each plugin change the model; what it changed counts as trained, so that it is saved."""
@@ -115,7 +122,8 @@ class Trainer:
             self.model = getattr(plugin, hook)(self.model)
             self.trained |= changed(before, fingerprints(self.model), self.trained)
 
-    def _train(self, number: int, stage: Stage, found: Checkpoint | None) -> None:
+    def _train(self, number: int, stage: Stage, found: Checkpoint | None) -> bool:
+        """The steps of a stage; whether there were any to do."""
         rates = learning_rates(self.model, stage)
         freeze(self.model, rates)
         set_gradient_checkpointing(self.model, stage.gradient_checkpointing)
@@ -126,21 +134,20 @@ class Trainer:
             log.info("%s", "\n".join(freeze_report(self.model, rates)))
         if found is not None:
             self.trained |= load_weights(self.model, found)
+        if self.progress.step >= stage.steps:
+            return False
+        self.sharing = Sharing.of(stage, self.model, self.accelerator)
+        self.wrapped = self.sharing.wrap()
         self.names = {id(p): name for name, p in self.model.named_parameters()}
-        self.sharing = Sharing.of(stage, self.model, self.accelerator.num_processes)
-        optimizer = build_optimizer(self.model, rates, stage)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.sharing.core, optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, rates, stage))
         if found is not None:
             load_optimizer_tensors(self.optimizer.optimizer, self.names, found.tensors["optimizer"])
         self.counts_items = divides_by_item_count(self.model)
-        self.options = {"use_cache": False} if hasattr(self.sharing.core, "prepare_inputs_for_generation") else {}
-        hook = keep_loss_connected(self.sharing.core)
-        if self.progress.step < stage.steps:
-            self._steps(number, stage)
-        hook.remove()
+        self._steps(number, stage)
         self.sharing.undo()
         self.wrapped = self.optimizer = None
         self.accelerator.free_memory()
+        return True
 
     def _batches(self, number: int, stage: Stage) -> Prefetcher:
         dataset = build_dataset(stage, seed=self.recipe.seed, processor=self.processor)
@@ -150,7 +157,7 @@ class Trainer:
             build_collate(stage, self.processor),
             stage.batch_size,
             stage.grad_accum,
-            **self.sharing.data_place(self.accelerator.process_index, self.accelerator.num_processes),
+            **self.sharing.data_place(),
             encode=None if self.processor is None else Encode(self.processor, stage.frames),
             max_length=stage.seq_len,
         )
@@ -161,7 +168,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_stage(stage, self.progress.step)
         batches = self._batches(number, stage)
-        self.preemption.rescue = lambda: self._save(stage)
+        self.preemption.rescue = None if self.sharing.sharded else lambda: self._save(stage)
         try:
             stream = iter(batches)
             while self.progress.step < stage.steps:
@@ -195,13 +202,11 @@ class Trainer:
             if self.preemption.requested and self.accelerator.num_processes == 1:
                 self.optimizer.zero_grad()
                 raise Preempted
-            last = k == len(micro) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self.sharing.syncing(self.wrapped, last=k == len(micro) - 1):
                 self._forward_backward(stage, batch, targets, losses)
         names = list(losses)
-        losses = dict(zip(names, self._sum_over_world(losses.values(), torch.float64), strict=True))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, stage.grad_clip or math.inf))
+        losses = dict(zip(names, self.sharing.total(losses.values(), torch.float64), strict=True))
+        norm = self.sharing.clip(self.optimizer, stage.grad_clip or math.inf)
         finite = math.isfinite(losses["loss"]) and math.isfinite(norm)
         if not finite:
             self._not_finite(stage, micro, losses["loss"], norm)
@@ -213,7 +218,7 @@ class Trainer:
     def _agree(self, stage: Stage, micro: list[Batch]) -> tuple[int, int, int]:
         """Targets, tokens and unusable samples of the step over all processes, which also leave together here."""
         counts = [*self.sharing.counts(micro), int(self.preemption.requested)]
-        targets, tokens, bad, stop = self._sum_over_world(counts, torch.int64)
+        targets, tokens, bad, stop = self.sharing.total(counts, torch.int64)
         if stop:
             raise Preempted
         reasons = [reason for batch in micro for reason in batch.bad]
@@ -233,7 +238,7 @@ class Trainer:
         from accelerate.utils import send_to_device
 
         device = self.accelerator.device
-        inputs = {**send_to_device(self.sharing.inputs(batch.inputs), device), **self.options}
+        inputs = send_to_device(self.sharing.inputs(batch.inputs), device)
         if self.counts_items:
             inputs["num_items_in_batch"] = torch.tensor(targets, device=device)
         share = batch.targets / targets
@@ -280,20 +285,16 @@ class Trainer:
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _save(self, stage: Stage) -> None:
-        """Write a checkpoint (first process only)."""
-        if not self.accelerator.is_main_process:
+        """Write a checkpoint: the first process does; where weights are spread, all come here."""
+        if not ((first := self.accelerator.is_main_process) or self.sharing.sharded):
             return
         with self.preemption.updating:
-            weights = snapshot(self.model, None if self.recipe.save == "all" else self.trained)
-            optimizer = optimizer_tensors(self.optimizer.optimizer, self.names)
+            weights = gathered(snapshot(self.model, None if self.recipe.save == "all" else self.trained), keep=first)
+            optimizer = gathered(optimizer_tensors(self.optimizer.optimizer, self.names), keep=first)
             state: dict[str, Any] = {"progress": asdict(self.progress), "recipe": self.recipe.as_dict()}
             state["trained"] = sorted(self.trained)
+            if not first:
+                return
             path = self.store.save(stage.name, Checkpoint(state, {"weights": weights, "optimizer": optimizer}))
         for callback in self.callbacks:
             callback.on_save(path)
-
-    def _sum_over_world(self, values: Any, dtype: torch.dtype) -> list[Any]:
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        own = torch.tensor(list(values), dtype=dtype, device=self.accelerator.device)
-        return self.accelerator.reduce(own, "sum").tolist()

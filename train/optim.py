@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.sharded import like
 from train.stages import Stage
 
 
@@ -48,10 +49,12 @@ def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, torch.Tensor]
 ) -> None:
     """Inverse of `optimizer_tensors`."""
-    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order = [names[id(p)] for p in parameters]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         if name in order:
-            state.setdefault(order.index(name), {})[entry] = value
+            place = order.index(name)
+            state.setdefault(place, {})[entry] = like(value, parameters[place])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

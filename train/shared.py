@@ -1,14 +1,19 @@
-"""Processes that share sequences in a stage (MM-SP): who gets which data, and what wraps the model."""
+"""What processes share in a stage: sequences (MM-SP), weights (FSDP2), or neither (DDP). Who gets which data, and what wraps the model."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from train.data import Batch
+from train.prepare import keep_loss_connected
+from train.sharded import shard
 from train.stages import Stage
 from vlm.errors import ConfigError
 from vlm.parallel.mesh import Mesh, build_mesh
@@ -20,28 +25,34 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Sharing:
-    """How the processes of a stage share their sequences.
+    """How the processes of a stage share their sequences and weights.
 
     Attributes:
         core: What is trained: the model, or a `SequenceParallel` around it in a stage that shares or packs.
+        accelerator: Device and processes.
         mesh: The processes of one sequence; one alone by default.
+        sharded: Weights, gradients and optimizer state are spread over all processes; the model is then of no use after the stage.
     """
 
     core: Any
+    accelerator: Any
     mesh: Mesh = field(default_factory=Mesh)
+    sharded: bool = False
+    _hook: RemovableHandle | None = None
 
     @classmethod
-    def of(cls, stage: Stage, model: Any, processes: int) -> Sharing:
+    def of(cls, stage: Stage, model: Any, accelerator: Any) -> Sharing:
         """For one stage; every process calls it.
 
         Raises:
             ConfigError: ``sp_size`` does not divide the number of processes, or the model cannot be shared exactly.
         """
-        size = stage.parallel.sp_size
+        size, processes = stage.parallel.sp_size, accelerator.num_processes
+        sharded = stage.parallel.shard or accelerator.is_fsdp2
         if processes % size:
             raise ConfigError(f"stages.{stage.name}.parallel.sp_size={size} does not divide {processes} processes")
         if size == 1 and not stage.packed:
-            return cls(model)
+            return cls(model, accelerator, sharded=sharded)
         if not hasattr(model, "language_model"):
             raise ConfigError(
                 f"stages.{stage.name}: {type(model).__name__} is no VLMForConditionalGeneration; it cannot share or pack"
@@ -49,11 +60,40 @@ class Sharing:
         ulysses, ring, inner = _way(stage, model)
         mesh = build_mesh(ulysses, ring)
         log.info("stage %s: sequences shared by %d x %d processes, %s", stage.name, ulysses, ring, inner)
-        return cls(SequenceParallel(model, mesh, order=stage.parallel.order, inner=inner), mesh)
+        core = SequenceParallel(model, mesh, order=stage.parallel.order, inner=inner)
+        return cls(core, accelerator, mesh, sharded)
 
-    def data_place(self, process: int, processes: int) -> dict[str, int]:
+    def wrap(self) -> Any:
+        """`core` on its device, between processes; for the steps of the stage."""
+        if self.sharded:
+            return shard(self.core, self.accelerator)
+        self._hook = keep_loss_connected(self.core)
+        return self.accelerator.prepare_model(self.core)
+
+    def syncing(self, wrapped: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """For a micro-batch: gradients stay here until the ``last`` one of a step. Spread ones do not: whole they would not fit."""
+        return nullcontext() if last or self.sharded else self.accelerator.no_sync(wrapped)
+
+    def clip(self, optimizer: Any, most: float) -> float:
+        """Scale the gradients to a norm of ``most`` at most; their norm before, over all processes."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self.sharded:
+            return float(self.accelerator.clip_grad_norm_(parameters, most))
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, most)
+        return float(norm.full_tensor())
+
+    def data_place(self) -> dict[str, int]:
         """``rank`` and ``world`` of the samples: the processes of a sequence get the same ones."""
-        return {"rank": process // self.mesh.size, "world": processes // self.mesh.size}
+        size = self.mesh.size
+        return {"rank": self.accelerator.process_index // size, "world": self.accelerator.num_processes // size}
+
+    def total(self, values: Iterable[float], dtype: torch.dtype) -> list[Any]:
+        """Each value summed over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        own = torch.tensor(list(values), dtype=dtype, device=self.accelerator.device)
+        total: list[Any] = self.accelerator.reduce(own, "sum").tolist()
+        return total
 
     def counts(self, micro: list[Batch]) -> tuple[int, int, int]:
         """Targets, tokens and unusable samples that this process counts: one process counts for each sequence."""
@@ -61,11 +101,15 @@ class Sharing:
         return sum(b.targets for b in mine), sum(b.tokens for b in mine), sum(len(b.bad) for b in mine)
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the frames and windows of sound that are this process's."""
-        return self.core.own_media(batch) if isinstance(self.core, SequenceParallel) else batch
+        """What `core` is called with: of a shared batch the frames and windows of sound that are this process's."""
+        if isinstance(self.core, SequenceParallel):
+            return self.core.own_media(batch)
+        return {**batch, "use_cache": False} if hasattr(self.core, "prepare_inputs_for_generation") else batch
 
     def undo(self) -> None:
-        """Give the text tower its own attention back."""
+        """Take off what was put on the model, as far as that is possible."""
+        if self._hook is not None:
+            self._hook.remove()
         if isinstance(self.core, SequenceParallel):
             self.core.release()
 

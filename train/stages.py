@@ -46,6 +46,7 @@ class Parallel:
         inner: What rings do: ``gather`` (fewest bytes) or ``ring`` (least memory). None: whatever sends the fewest bytes.
         order: How a sequence is dealt out over a ring; ``zigzag`` balances the work.
         node: Processes of a node, between which sending is cheap.
+        shard: Spread weights, gradients and optimizer state over all processes (FSDP2), instead of keeping them whole on each (DDP).
     """
 
     sp_size: int = 1
@@ -53,6 +54,7 @@ class Parallel:
     inner: Literal["gather", "ring"] | None = None
     order: Literal["zigzag", "contiguous"] = "zigzag"
     node: int = 8
+    shard: bool = False
 
 
 @dataclass
