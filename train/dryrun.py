@@ -14,7 +14,8 @@ from train.build import build_dataset, build_model
 from train.data import Encode, MicroBatches, Order, pad_and_stack
 from train.prepare import freeze, freeze_report, learning_rates
 from train.stages import Recipe, Stage
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
+from vlm.loss import CHUNK
 from vlm.plugins import build_plugin
 
 SAMPLES = 4
@@ -66,7 +67,10 @@ def _tokens(stage: Stage, recipe: Recipe, processor: Any) -> list[str]:
         f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size} samples, "
         f"at most {stage.seq_len:,} tokens each: up to {bound:,} tokens per step, {bound * stage.steps:,} in all"
     ]
-    dataset = build_dataset(stage, seed=recipe.seed, processor=processor)
+    try:
+        dataset = build_dataset(stage, seed=recipe.seed, processor=processor)
+    except DataError as error:  # a cluster's data are seldom where a recipe is written
+        return [*lines, f"  data {stage.data.call}: not here ({error})"]
     encode = None if processor is None else Encode(processor, stage.frames)
     reader = MicroBatches(
         dataset, Order(len(dataset), (recipe.seed,)), pad_and_stack, 1, encode=encode, max_length=stage.seq_len
@@ -83,23 +87,26 @@ def _tokens(stage: Stage, recipe: Recipe, processor: Any) -> list[str]:
 
 
 def _memory(model: nn.Module, stage: Stage) -> list[str]:
-    """Estimate for one process, fp32 weights, AdamW."""
+    """Estimate for one process of ``WORLD_SIZE``: fp32 weights, AdamW."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    world = max(int(os.environ.get("WORLD_SIZE", "1")), stage.parallel.sp_size)
+    spread, of = (world, f" / {world} processes") if stage.parallel.shard and world > 1 else (1, "")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rows: dict[str, tuple[float, str]] = {
-        "weights": (sum(p.numel() * p.element_size() for p in model.parameters()), "parameters x their bytes"),
-        "gradients": (4 * trainable, "4 x trainable"),
-        "optimizer": (8 * trainable, "8 x trainable (two fp32 moments of AdamW)"),
+        "weights": (weights / spread, f"parameters x their bytes{of}"),
+        "gradients": (4 * trainable / spread, f"4 x trainable{of}"),
+        "optimizer": (8 * trainable / spread, f"8 x trainable (two fp32 moments of AdamW){of}"),
     }
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    tokens = max(stage.batch_size // (stage.grad_accum * world), 1) * stage.seq_len
+    groups = world // stage.parallel.sp_size
+    tokens = max(stage.batch_size // (stage.grad_accum * groups), 1) * stage.seq_len // stage.parallel.sp_size
     values = activation_values(model, recompute=stage.gradient_checkpointing)
     if values is not None:
         per_layer, logits = values
         width = 2 if stage.dtype == "bf16" else 4
-        size = tokens * (per_layer * width + logits * 4)
-        rows["activations"] = (size, f"{tokens:,} tokens x ({width} x layers x (8 h + 2 kv + 4 f) + 12 x vocabulary)")
-        if stage.gradient_checkpointing:
-            rows["activations"] = (size, f"{tokens:,} tokens x ({width} x (layers x h + one layer) + 12 x vocabulary)")
+        layers = "(layers x h + one layer)" if stage.gradient_checkpointing else "layers x (8 h + 2 kv + 4 f)"
+        rows["activations"] = (tokens * per_layer * width, f"{tokens:,} tokens x {width} x {layers}")
+        scored = min(tokens, CHUNK) if hasattr(model, "language_model") else tokens
+        rows["logits"] = (scored * logits * 4, f"{scored:,} tokens x 12 x vocabulary")
     total = sum(size for size, _ in rows.values())
     lines = [f"  memory   {name:<12} {size / 2**20:>10,.1f} MiB   {how}" for name, (size, how) in rows.items()]
     note = "" if values else "   without activations: the model has no text config to estimate them from"
@@ -111,11 +118,10 @@ def activation_values(model: nn.Module, *, recompute: bool = False) -> tuple[flo
     config.
 
     A pre-norm layer with hidden size h, key/value width kv and feed-forward width f keeps, with attention that keeps no
-    score matrix: two norms of 3 h each (input, normalised, output), queries and attention output 2 h, keys and values 2
-        kv, and 4 f of a gated
-    feed-forward. The output keeps logits, log-probabilities and their gradient. (Ours; within 10 % of what a Llama of
-    transformers saves.) Too high where little is kept: our models compute logits only where there is a target, and
-    frozen layers below every trained one keep nothing. Vision and audio towers are not counted.
+    score matrix: two norms of 3 h each (input, normalised, output), queries and attention output 2 h, keys and values
+    2 kv, and 4 f of a gated feed-forward. The output keeps logits, log-probabilities and their gradient. (Ours; within
+    10 % of what a Llama of transformers saves.) Too high where little is kept: frozen layers below every trained one
+    keep nothing. Vision and audio towers are not counted.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):

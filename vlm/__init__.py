@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "load": "vlm.presets",
+    "compose": "vlm.compose",
     "Assistant": "vlm.chat",
     "Chat": "vlm.chat",
     "Reply": "vlm.chat",

@@ -1,0 +1,1 @@
+"""Readers: files of conversations on disk -> `Sample`. One file per format."""
