@@ -1,9 +1,10 @@
 """Needles in long haystacks, to train on: pictures of digits hidden in shapes clips of any length, and digits said in long transcripts.
 
-A clip is a scene of the shapes world without digits, with none to three whole frames added that show a digit each (as LongVA's V-NIAH
-hides its needles); the questions are about the digits, and some about the scene. A transcript is the same as words with times: text only,
-for extending the context before any long video is seen (LongVILA's fourth stage). Everything is a pure function of ``(seed, index)``; the
-evaluation's needles and haystacks (`eval.haystacks`) come from other seeds and the held-out split. (Ours.)
+A clip is a scene of the shapes world without digits, or several one after the other, with none to three whole frames added that
+show a digit each (as LongVA's V-NIAH hides its needles); the questions are about the digits, and of a single scene some about what it
+shows. A transcript is the same as words with times: text only, for extending the context before any long video is seen (LongVILA's
+fourth stage). Everything is a pure function of ``(seed, index)``; the evaluation's needles and haystacks (`eval.haystacks`) come from
+other seeds and the held-out split. (Ours.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from data_recipes.sample import Sample, conversation, rng_for
 from data_recipes.synth.shapes_phrasings import NUMBERS, PHRASINGS
 from data_recipes.synth.shapes_questions import Asker, Turn, article, span_words
 from data_recipes.synth.shapes_render import COLOURS, DIGITS, draw, draw_background, random_background
+from data_recipes.synth.shapes_scene import Scene
 from data_recipes.synth.shapes_world import Level, pairs, random_scene
 from vlm.errors import ConfigError
 from vlm.media import Video
@@ -33,6 +35,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of question about needles; ``{m}`` is "video" or "clip". The last two are asked nowhere else."""
 
+SCENE_FRAMES = (24, 64)  # of one scene of a long clip, before the next cut
 _HOW_MANY = (0.12, 0.6, 0.16, 0.12)  # chances of no, one, two and three needles
 _SCENE_KINDS = ("list", "colours", "count", "presence")  # what is true whatever the times are
 _TOKENS_PER_PIECE = 6  # of a transcript: two times, article, colour, shape, and the rest
@@ -98,12 +101,17 @@ class Haystacks:
 
     def __getitem__(self, index: int) -> Sample:
         rng, count = self._start(index)
-        seconds = count * float(rng.uniform(0.5, 2.0))
-        world = Level(shapes=(1, 3), seconds=(seconds, seconds), frames=(count, count), digit=0.0)
-        scene = random_scene(rng, world, split=self.split, size=self.image_size, num_frames=count)
-        video, hidden = self._hide(rng, scene.video(count, self.image_size))
-        about = Asker(scene, rng, split=self.split, still=False).turns(2, _SCENE_KINDS)
-        turns = _shuffled(rng, [*_turns(rng, hidden), *about], self.turns)
+        step = float(rng.uniform(0.5, 2.0))
+        lengths = _cuts(rng, count)
+        scenes = [self._scene(rng, n, step) for n in lengths]
+        hay = np.concatenate(
+            [s.frames(s.sample_times(n), self.image_size) for s, n in zip(scenes, lengths, strict=True)]
+        )
+        video, hidden = self._hide(rng, scenes[0].video(1, self.image_size), hay, step)
+        turns = _turns(rng, hidden)
+        if len(scenes) == 1:
+            turns += Asker(scenes[0], rng, split=self.split, still=False).turns(2, _SCENE_KINDS)
+        turns = _shuffled(rng, turns, self.turns)
         meta = {
             "turns": turns,
             "duration": video.duration,
@@ -113,26 +121,31 @@ class Haystacks:
         messages = conversation([{"type": "video", "video": video}], [(t.question, t.answer) for t in turns])
         return Sample(f"haystack-{self.split}-{self.seed}-{index}", messages, meta)
 
+    def _scene(self, rng: np.random.Generator, frames: int, step: float) -> Scene:
+        world = Level(shapes=(1, 3), seconds=(frames * step,) * 2, frames=(frames, frames), digit=0.0)
+        return random_scene(rng, world, split=self.split, size=self.image_size, num_frames=frames)
+
     def _start(self, index: int) -> tuple[np.random.Generator, int]:
         if not 0 <= index < self.size:
             raise IndexError(f"item {index} of {self.size} conversations")
         rng = _rng(self.seed, self.split, "haystack", index)
         return rng, _log_uniform(rng, self.frames)
 
-    def _hide(self, rng: np.random.Generator, video: Video) -> tuple[Video, list[_Hidden]]:
-        """Add frames that show digits, at the ends as often as anywhere else; every frame lasts as long as before."""
+    def _hide(self, rng: np.random.Generator, like: Video, hay: np.ndarray, step: float) -> tuple[Video, list[_Hidden]]:
+        """A video of frames ``hay`` and some more that show digits, at the ends as often as anywhere else; all last ``step`` seconds."""
         digits = _digits(rng)
-        total, step = len(video.frames) + len(digits), video.duration / len(video.frames)
+        total = len(hay) + len(digits)
         places = np.sort(_places(rng, len(digits), total))
-        frames = np.empty((total, *video.frames.shape[1:]), np.uint8)
-        hay = np.ones(total, bool)
-        hay[places] = False
-        frames[hay] = video.frames
+        frames = np.empty((total, *hay.shape[1:]), np.uint8)
+        shown = np.ones(total, bool)
+        shown[places] = False
+        frames[shown] = hay
         for place, digit in zip(places, digits, strict=True):
             frames[place] = needle_picture(rng, digit, self.image_size)
         hidden = [_Hidden(d, Span(p * step, (p + 1) * step)) for d, p in zip(digits, places, strict=True)]
         end = total * step
-        return replace(video, frames=frames, timestamps=(np.arange(total) + 0.5) * step, duration=end, end=end), hidden
+        times = (np.arange(total) + 0.5) * step
+        return replace(like, frames=frames, timestamps=times, duration=end, end=end), hidden
 
 
 @dataclass(frozen=True)
@@ -233,6 +246,15 @@ def _places(rng: np.random.Generator, count: int, total: int) -> np.ndarray:
         if end not in places:
             places[0] = end
     return places
+
+
+def _cuts(rng: np.random.Generator, count: int) -> list[int]:
+    """Frames of each scene of a clip: one scene in a short clip; a long one is cut, or hardly anything in it would move."""
+    lengths: list[int] = []
+    while count > SCENE_FRAMES[1]:
+        lengths.append(int(rng.integers(SCENE_FRAMES[0], SCENE_FRAMES[1] + 1)))
+        count -= lengths[-1]
+    return [*lengths, count] if count > 1 or not lengths else [*lengths[:-1], lengths[-1] + count]
 
 
 def _shuffled(rng: np.random.Generator, turns: list[Turn], most: int) -> list[Turn]:

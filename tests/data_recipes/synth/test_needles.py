@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_recipes.synth.needles import QUESTIONS, Haystacks, Transcripts, haystacks, needle_frame, transcripts
+from data_recipes.sample import rng_for
+from data_recipes.synth.needles import QUESTIONS, Haystacks, Transcripts, _cuts, haystacks, needle_frame, transcripts
 from data_recipes.synth.shapes_phrasings import NUMBERS
 from vlm.errors import ConfigError
 from vlm.time import frame_edges
@@ -41,6 +42,16 @@ def test_a_haystack_shows_its_needles_at_the_stated_times() -> None:
             elif turn.kind == "digit_presence":
                 assert turn.answer == ("yes" if digits else "no")
     assert seen >= set(QUESTIONS)
+
+
+def test_long_clips_are_cut_into_scenes() -> None:
+    rng = rng_for(0)
+    for count in (2, 24, 64, 65, 66, 129, 1400):
+        lengths = _cuts(rng, count)
+        assert sum(lengths) == count and min(lengths) >= 2 and max(lengths) <= 65
+        assert (len(lengths) == 1) == (count <= 64)
+    sample = Haystacks("train", 0, frames=(200, 200))[0]
+    assert not {t.kind for t in sample.meta["turns"]} & {"list", "count", "colours", "presence"}
 
 
 def test_a_transcript_says_its_needles_at_the_stated_times() -> None:
