@@ -173,7 +173,7 @@ def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
 def evaluate(
     task: str, *options: str, model: str = "", limit: int | None = None, out: Path = Path("docs/results")
 ) -> None:
-    """Score a model: ``vlm eval basics``, ``vlm eval shapes``, ``vlm eval niah``.
+    """Score a model: ``vlm eval basics``, ``vlm eval shapes``, ``vlm eval niah``; or the cost model: ``vlm eval plan``.
 
     Args:
         task: Which evaluation.
@@ -185,6 +185,53 @@ def evaluate(
     from eval import run_task
 
     run_task(task, model=model or None, limit=limit, out=out, options=list(options))
+
+
+def plan(
+    *,
+    model: str = "qwen2-7b",
+    frames: int | None = None,
+    tokens: int | None = None,
+    tokens_per_frame: int | None = None,
+    gpus: int = 8,
+    node: int = 8,
+    gpu: str = "A100",
+    batch: int = 1,
+    sp_size: int | None = None,
+    zero: int | None = None,
+    checkpointing: bool = False,
+    mode: str = "train",
+    json: bool = False,
+) -> None:
+    """What a run on a cluster would need and how long a step would take; no weight is read.
+
+    Args:
+        model: ``qwen2-7b``, ``qwen2-1.5b``, ``llama3-8b``, ``smollm2-135m`` (each with SigLIP), ``smol``, ``nano``, a folder or a hub id.
+        frames: Frames of a video, or
+        tokens: tokens of a text without any.
+        tokens_per_frame: Instead of the model's own; 196 means SigLIP at 384 pixels, 256 at 448.
+        gpus: GPUs in all.
+        node: GPUs of a node.
+        gpu: ``A100``, ``A100-40GB``, ``H100``, ``H200`` or ``L40S``.
+        batch: Sequences that a group of processes packs together.
+        sp_size: Processes that share a sequence (default: all).
+        zero: Stage of ZeRO, 0 to 3; 3 is also FSDP (default: 3 to train, 0 to infer).
+        checkpointing: Compute activations again instead of keeping them.
+        mode: ``train``, or ``infer``: read a prompt and keep its keys and values.
+        json: Print JSON.
+    """
+    from vlm.parallel.cost import estimates, largest
+    from vlm.parallel.memory import job_for
+    from vlm.presets import PRESETS, _resolve
+    from vlm.report import print_plan
+
+    _quiet()
+    job = job_for(
+        model, source=_resolve(model) if model in PRESETS else None, gpu=gpu, gpus=gpus, frames=frames, tokens=tokens,
+        tokens_per_frame=tokens_per_frame, node=node, batch=batch, sp_size=sp_size, zero=zero,
+        checkpointing=checkpointing, mode=mode,
+    )  # fmt: skip
+    print_plan(job, estimates(job), largest(job), as_json=json)
 
 
 def demo(*, model: str = "smol", host: str = "127.0.0.1", port: int = 7860, share: bool = False) -> None:
@@ -208,6 +255,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "fetch": fetch,
     "train": train,
     "eval": evaluate,
+    "plan": plan,
     "demo": demo,
 }
 

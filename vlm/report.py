@@ -15,7 +15,11 @@ from vlm import __version__
 from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlm.chat import Assistant, Reply
+    from vlm.parallel.cost import Estimate
+    from vlm.parallel.memory import Job
     from vlm.prepare import Medium
     from vlm.time.span import Span
 
@@ -199,3 +203,99 @@ def print_facts(facts: dict[str, Any], *, as_json: bool = False) -> None:
     width = max(len(k) for k in facts)
     for key, value in facts.items():
         print(f"{key:{width}}  {value:,}" if isinstance(value, int) else f"{key:{width}}  {value}")
+
+
+def print_plan(job: Job, found: Sequence[Estimate], longest: Job | None, *, as_json: bool = False) -> None:
+    """The best way to run a job with its memory, bytes and seconds, the longest sequence that fits, and the other ways.
+
+    Args:
+        job: What is run.
+        found: From `vlm.parallel.cost.estimates`, the best first.
+        longest: From `vlm.parallel.cost.largest`.
+        as_json: Print one JSON object.
+    """
+    if as_json:
+        ways = [
+            {**asdict(e), "total_memory": e.total_memory, "total_seconds": e.total_seconds, "decode": e.decode}
+            for e in found
+        ]
+        size = None if longest is None else {"tokens": longest.length, "frames": longest.frames}
+        print(json.dumps({"job": asdict(job), "best": ways[0], "others": ways[1:], "longest": size}))
+        return
+    print("\n".join([*_job_lines(job), *_estimate_lines(job, found[0]), *_way_lines(job, found, longest)]))
+
+
+def _job_lines(job: Job) -> list[str]:
+    text, eyes = job.shapes.text, job.shapes.eyes
+    seeing = f", eyes {eyes.parameters / 1e9:.2f} B at {eyes.image_size} px" if job.frames is not None else ""
+    what = f"{job.length:,} tokens" + (f" ({job.frames:,} frames)" if job.frames is not None else "")
+    held = "recomputed" if job.checkpointing else "kept"
+    work = f"train, ZeRO {job.zero}, activations {held}" if job.trains else f"infer, ZeRO {job.zero}"
+    return [
+        f"model    {job.shapes.name}: language model {text.parameters / 1e9:.2f} B{seeing}",
+        f"cluster  {job.gpus} x {job.gpu.name}, {min(job.node, job.gpus)} a node",
+        f"run      {work}",
+        f"         {what}; {job.sp_size} processes share {_counted(job.batch, 'sequence')}, {_counted(job.gpus // job.sp_size, 'group')}",
+    ]
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
+
+
+def _estimate_lines(job: Job, best: Estimate) -> list[str]:
+    from vlm.parallel.cost import hiding_length
+    from vlm.parallel.hardware import GiB
+
+    choice, usable = best.choice, job.usable / GiB
+    lines = ["", f"{'best' if best.fits else 'least'}     {_way(best)}" + ("" if best.fits else "  DOES NOT FIT"), ""]
+    lines += ["memory of the fullest process, GiB"]
+    lines += [f"  {name:<22}{size / GiB:>10.2f}" for name, size in best.memory.items() if size]
+    lines += [f"  {'total':<22}{best.total_memory / GiB:>10.2f}   of {usable:.1f} that can be used", ""]
+    lines += [f"{'sent by the busiest process in a step, GiB':<44}  in its node   to others"] if job.gpus > 1 else []
+    lines += [
+        f"  {name:<42}{best.near[name] / GiB:>13.3f}{best.far[name] / GiB:>12.3f}"
+        for name in best.near
+        if best.near[name] or best.far[name]
+    ]
+    lines += ["", "seconds of a step" if job.trains else "seconds to read the prompt"]
+    lines += [f"  {name:<22}{seconds:>10.3f}" for name, seconds in best.seconds.items() if seconds]
+    rate = job.length * job.batch / job.sp_size / best.total_seconds
+    lines += [f"  {'total':<22}{best.total_seconds:>10.3f}   {rate:,.0f} tokens/s per GPU"]
+    if not job.trains:
+        lines += [f"  {'a written token':<22}{best.decode:>10.4f}"]
+    if choice.ring > 1 and job.sp_size > job.node:
+        here = job.length * job.batch / choice.ring
+        lines += [
+            f"  a hop between nodes hides behind attention from {hiding_length(job, choice.ulysses):,.0f} tokens on; here {here:,.0f}"
+        ]
+    return lines
+
+
+def _way_lines(job: Job, found: Sequence[Estimate], longest: Job | None) -> list[str]:
+    from vlm.parallel.hardware import GiB
+
+    if longest is None:
+        lines = ["", "longest  nothing fits: use more GPUs, --zero 3 or --checkpointing"]
+    else:
+        frames = "" if longest.frames is None else f" ({longest.frames:,} frames)"
+        lines = ["", f"longest  {longest.length:,} tokens{frames} fit"]
+    lines += ["", f"{'ways':<34}{'seconds':>10}{'GiB':>9}{'balance':>9}"]
+    for e in found[:8]:
+        lines += [
+            f"  {_way(e):<32}{e.total_seconds:>10.2f}{e.total_memory / GiB:>9.1f}{e.choice.balance:>9.2f}"
+            + ("" if e.fits else "  does not fit")
+        ]
+    lines += [f"  and {len(found) - 8} more"] if len(found) > 8 else []
+    return [
+        *lines,
+        "",
+        "An estimate from data sheets and few constants; `vlm eval plan` compares it with published timings.",
+    ]
+
+
+def _way(e: Estimate) -> str:
+    choice = e.choice
+    if choice.ulysses * choice.ring == 1:
+        return "one process"
+    return f"{choice.ulysses} inside x {choice.ring} around" + (f", {choice.inner}" if choice.ring > 1 else "")

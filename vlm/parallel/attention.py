@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from vlm.errors import ConfigError
-from vlm.parallel.exchange import connected, exchange
-from vlm.parallel.kernel import accumulator, attend, attend_backward
+from vlm.parallel.exchange import Fetch, connected, exchange
+from vlm.parallel.kernel import accumulator, attend, attend_backward, join, packed
 from vlm.parallel.layout import Block, Layout, Range, rows_in, split_evenly
 from vlm.parallel.mesh import Group, Mesh
 
@@ -76,14 +77,13 @@ class ParallelAttention:
         heads = Heads(q_NHd.shape[1], k_NKd.shape[1], self.mesh.ulysses)
         scale = q_NHd.shape[2] ** -0.5 if scale is None else scale
         q, k, v = self._to_heads(q_NHd, k_NKd, v_NKd, heads)
-        kv = torch.stack([k, v], 1)
-        if self.inner == "ring" and self.mesh.ring > 1:
-            out = _Ring.apply(
-                q, connected(kv), self._ring_blocks, self.mesh.ring_group, self.mesh.r, self.layout.ring_rows, scale
-            )
+        if self.mesh.ring == 1:
+            out = _Blockwise.apply(q, k, v, None, self._ring_blocks[0], scale)
+        elif self.inner == "gather":
+            out = _Blockwise.apply(q, connected(k), v, self._fetch, self._gathered_blocks, scale)
         else:
-            kv, blocks = self._gather(kv)
-            out = _Blockwise.apply(q, kv, blocks, scale)
+            kv = connected(torch.stack([k.transpose(0, 1), v.transpose(0, 1)]))
+            out = _Ring.apply(q, kv, self._ring_blocks, self.mesh.ring_group, self.mesh.r, self.layout.ring_rows, scale)
         return self._to_tokens(out, heads)
 
     # -- Ulysses: heads for tokens -------------------------------------------------------------------------------------
@@ -96,25 +96,22 @@ class ParallelAttention:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``[my tokens, all heads, d]`` -> ``[tokens of my ring place, my heads, d]``, the keys repeated if my heads do not share them
-        evenly."""
+        evenly. Keys travel beside their values, and what arrives lies as it is needed: nothing is copied again."""
         if self.mesh.ulysses == 1:
             return q, k, v
-        n, d = q.shape[0], q.shape[2]
-        parts = []
-        for (q_from, q_to), (k_from, k_to) in zip(heads.queries, heads.keys, strict=True):
-            parts += [x.reshape(-1, d) for x in (q[:, q_from:q_to], k[:, k_from:k_to], v[:, k_from:k_to])]
-        mine = heads.width(self.mesh.u)
-        send = [n * heads.width(u) for u in range(self.mesh.ulysses)]
-        receive = [count * mine for count in self._counts]
-        rows = exchange(torch.cat(parts), send, receive, self.mesh.ulysses_group)
-        h, g = (stop - start for start, stop in (heads.queries[self.mesh.u], heads.keys[self.mesh.u]))
-        found: tuple[list[torch.Tensor], ...] = ([], [], [])
-        for part, count in zip(rows.split(receive), self._counts, strict=True):
-            for out, piece, width in zip(found, part.split([count * h, count * g, count * g]), (h, g, g), strict=True):
-                out.append(piece.view(count, width, d))
-        q, k, v = (torch.cat(pieces) for pieces in found)
-        repeat = heads.repeat(self.mesh.u)
+        u, tokens, d = self.mesh.u, sum(self._counts), q.shape[2]
+        h, g = (stop - start for start, stop in (heads.queries[u], heads.keys[u]))
+        q = self._deal([q], heads.queries).view(tokens, h, d)
+        k, v = self._deal([k, v], heads.keys).view(tokens, 2, g, d).unbind(1)
+        repeat = heads.repeat(u)
         return (q, k, v) if repeat is None else (q, k[:, repeat], v[:, repeat])
+
+    def _deal(self, tensors: list[torch.Tensor], shares: list[Range]) -> torch.Tensor:
+        """Exchange heads for tokens: ``[my tokens, heads, d]`` each -> ``[tokens, tensors, my heads, d]`` as rows of d."""
+        widths = [len(tensors) * (stop - start) for start, stop in shares]
+        send = [self._counts[self.mesh.u] * width for width in widths]
+        receive = [count * widths[self.mesh.u] for count in self._counts]
+        return exchange(_by_share(tensors, shares), send, receive, self.mesh.ulysses_group)
 
     def _to_tokens(self, out: torch.Tensor, heads: Heads) -> torch.Tensor:
         """``[tokens of my ring place, my heads, d]`` -> ``[my tokens, all heads, d]``."""
@@ -125,30 +122,33 @@ class ParallelAttention:
         widths = [stop - start for start, stop in heads.queries]
         send, receive = [count * mine for count in self._counts], [n * width for width in widths]
         rows = exchange(out.reshape(-1, d), send, receive, self.mesh.ulysses_group)
+        if len(set(widths)) == 1:
+            return rows.view(len(widths), n, widths[0], d).transpose(0, 1).flatten(1, 2)
         parts = [part.view(n, width, d) for part, width in zip(rows.split(receive), widths, strict=True)]
         return torch.cat(parts, 1)
 
     # -- gather: the keys that are needed, once --------------------------------------------------------------------------
 
     @cached_property
-    def _gathered_blocks(self) -> list[Block]:
-        """My blocks, with keys as rows of what `_gather` returns."""
-        blocks, offset = [], 0
-        for place, needed in enumerate(self.layout.needs[self.mesh.r]):
-            for b in self.layout.blocks(self.mesh.r, place):
-                row = _row_in(needed, b.k[0]) + offset
-                blocks.append(Block(b.q, (row, row + b.k[1] - b.k[0]), b.causal))
-            offset += rows_in(needed)
-        return merged(blocks)
+    def _fetch(self) -> Fetch:
+        """Own keys come first, the later ones before: then all keys before the last queries lie in one piece."""
+        me = self.mesh.r
+        edges = [0, *accumulate(stop - start for start, stop in self.layout.ring_ranges[me])]
+        send = [self.layout.needs[place][me] if place != me else [] for place in range(self.mesh.ring)]
+        receive = [rows_in(ranges) if place != me else 0 for place, ranges in enumerate(self.layout.needs[me])]
+        return Fetch(list(pairwise(edges))[::-1], send, receive, self.mesh.ring_group)
 
-    def _gather(self, kv: torch.Tensor) -> tuple[torch.Tensor, list[Block]]:
-        if self.mesh.ring == 1:
-            return kv, self._ring_blocks[0]
-        wanted = [self.layout.needs[place][self.mesh.r] for place in range(self.mesh.ring)]
-        parts = [kv[start:stop] for ranges in wanted for start, stop in ranges]
-        send = [rows_in(ranges) for ranges in wanted]
-        receive = [rows_in(ranges) for ranges in self.layout.needs[self.mesh.r]]
-        return exchange(torch.cat([kv[:0], *parts]), send, receive, self.mesh.ring_group), self._gathered_blocks
+    @cached_property
+    def _gathered_blocks(self) -> list[Block]:
+        """My blocks, with keys as rows of what `Fetch` brings."""
+        me, blocks, before = self.mesh.r, [], self.layout.ring_rows[self.mesh.r]
+        for place, needed in enumerate(self.layout.needs[me]):
+            held, offset = (self._fetch.own, 0) if place == me else (needed, before)
+            for b in self.layout.blocks(me, place):
+                row = _row_in(held, b.k[0]) + offset
+                blocks.append(Block(b.q, (row, row + b.k[1] - b.k[0]), b.causal))
+            before += self._fetch.receive[place]
+        return merged(blocks)
 
     # -- ring ------------------------------------------------------------------------------------------------------------
 
@@ -187,6 +187,11 @@ class Heads:
         (q_from, q_to), (k_from, k_to) = self.queries[place], self.keys[place]
         return q_to - q_from + 2 * (k_to - k_from)
 
+    def used(self, place: int) -> int:
+        """Key heads that a place works with, those counted again that `repeat` repeats."""
+        repeat, (first, last) = self.repeat(place), self.keys[place]
+        return last - first if repeat is None else len(repeat)
+
     def repeat(self, place: int) -> list[int] | None:
         """Key head (among those of the place) per query head; None if they are shared evenly as they are."""
         group, (start, stop), (first, last) = self.count // self.kv, self.queries[place], self.keys[place]
@@ -194,6 +199,14 @@ class Heads:
         each, rest = divmod(stop - start, last - first)
         even = not rest and owners == [i // each for i in range(stop - start)]
         return None if even else owners
+
+
+def _by_share(tensors: list[torch.Tensor], shares: list[Range]) -> torch.Tensor:
+    """``[N, H, d]`` each -> rows of d: all of the heads of the first share (token by token, tensor by tensor), then of the second."""
+    d, width = tensors[0].shape[2], tensors[0].shape[1] // len(shares)
+    if shares == [(i * width, (i + 1) * width) for i in range(len(shares))]:  # one copy does it
+        return torch.stack([x.unflatten(1, (len(shares), width)).transpose(0, 1) for x in tensors], 2).view(-1, d)
+    return torch.cat([torch.stack([x[:, start:stop] for x in tensors], 1).view(-1, d) for start, stop in shares])
 
 
 def merged(blocks: list[Block]) -> list[Block]:
@@ -219,62 +232,75 @@ def _row_in(ranges: list[Range], row: int) -> int:
 
 
 class _Partial:
-    """Sums blocks up: out and log-sum-exp of the queries so far."""
+    """Sums blocks up: out and log-sum-exp of the queries so far. Every query has a block: its own token."""
 
     def __init__(self, q: torch.Tensor) -> None:
-        self.out = torch.zeros(q.shape, dtype=accumulator(q.dtype), device=q.device)
-        self.lse = torch.full(q.shape[:2], float("-inf"), dtype=self.out.dtype, device=q.device)
+        self.out = torch.empty(q.shape, dtype=accumulator(q.dtype), device=q.device)
+        self.lse = torch.empty(q.shape[:2], dtype=self.out.dtype, device=q.device)
+        self.begun: set[Range] = set()  # the ranges of queries of two blocks are the same, or apart
 
-    def add(self, q: torch.Tensor, kv: torch.Tensor, blocks: list[Block], scale: float) -> None:
+    def add(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: list[Block], scale: float) -> None:
         for b in blocks:
             rows, keys = slice(*b.q), slice(*b.k)
-            out, lse = attend(q[rows], kv[keys, 0], kv[keys, 1], causal=b.causal, scale=scale)
-            before, after = self.lse[rows], torch.logaddexp(self.lse[rows], lse.to(self.lse.dtype))
-            self.out[rows] *= (before - after).exp()[..., None]
-            self.out[rows] += out * (lse - after).exp()[..., None]
-            self.lse[rows] = after
+            out, lse = attend(q[rows], k[keys], v[keys], causal=b.causal, scale=scale)
+            if b.q in self.begun:
+                join(self.out[rows], self.lse[rows], out, lse)
+            else:
+                self.out[rows], self.lse[rows] = out, lse
+                self.begun.add(b.q)
 
 
 def _add_gradients(
-    grads: tuple[torch.Tensor, torch.Tensor],
-    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    blocks: list[Block],
-    scale: float,
+    grads: tuple[torch.Tensor, ...], saved: tuple[torch.Tensor, ...], blocks: list[Block], scale: float
 ) -> None:
-    """Add the share of ``blocks`` to the gradients of q and kv; ``saved`` is (gradient of out, q, kv, out, lse)."""
-    (grad_q, grad_kv), (grad, q, kv, out, lse) = grads, saved
+    """Add the share of ``blocks`` to the gradients of q, k and v; ``saved`` is (gradient of out, q, k, v, out, lse)."""
+    grad, q, k, v, out, lse = saved
     for b in blocks:
         rows, keys = slice(*b.q), slice(*b.k)
-        tensors = (grad[rows], q[rows], kv[keys, 0], kv[keys, 1], out[rows], lse[rows])
-        dq, dk, dv = attend_backward(*tensors, causal=b.causal, scale=scale)
-        grad_q[rows] += dq
-        grad_kv[keys, 0] += dk
-        grad_kv[keys, 1] += dv
+        tensors = (grad[rows], q[rows], k[keys], v[keys], out[rows], lse[rows])
+        found = attend_backward(*tensors, causal=b.causal, scale=scale)
+        for total, share, where in zip(grads, found, (rows, keys, keys), strict=True):
+            total[where].add_(share)
 
 
 class _Blockwise(torch.autograd.Function):
-    """Blocks whose keys are all here."""
+    """All keys at once: those that are here, after those that others hold have been fetched."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, kv: torch.Tensor, blocks: list[Block], scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        fetch: Fetch | None,
+        blocks: list[Block],
+        scale: float,
+    ) -> torch.Tensor:
+        if fetch is not None:
+            k, v = fetch.there(k, v).unbind(1)
+        q, k, v = packed(q), packed(k), packed(v)
         sums = _Partial(q)
-        sums.add(q, kv, blocks, scale)
+        sums.add(q, k, v, blocks, scale)
         out = sums.out.to(q.dtype)
-        ctx.save_for_backward(q, kv, out, sums.lse)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.save_for_backward(q, k, v, out, sums.lse)
+        ctx.fetch, ctx.blocks, ctx.scale = fetch, blocks, scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        q, kv, out, lse = ctx.saved_tensors
-        grads = tuple(torch.zeros_like(x, dtype=accumulator(x.dtype)) for x in (q, kv))
-        _add_gradients(grads, (grad, q, kv, out, lse), ctx.blocks, ctx.scale)  # type: ignore[arg-type]
-        return grads[0].to(q.dtype), grads[1].to(kv.dtype), None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        if ctx.fetch is None and ctx.blocks == [Block((0, len(q)), (0, len(k)), causal=True)]:
+            return *attend_backward(grad, q, k, v, out, lse, causal=True, scale=ctx.scale), None, None, None
+        dtype = accumulator(q.dtype)
+        dq, dkv = q.new_zeros(q.shape, dtype=dtype), k.new_zeros(len(k), 2, *k.shape[1:], dtype=dtype)
+        _add_gradients((dq, *dkv.unbind(1)), (grad, q, k, v, out, lse), ctx.blocks, ctx.scale)
+        dk, dv = dkv.unbind(1) if ctx.fetch is None else ctx.fetch.back(dkv, k.dtype)
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
 class _Ring(torch.autograd.Function):
-    """Keys and values travel around; on the way back their gradients travel with them."""
+    """Keys and values ``[2, K, N, d]`` travel around; on the way back their gradients travel with them."""
 
     @staticmethod
     def forward(
@@ -287,11 +313,12 @@ class _Ring(torch.autograd.Function):
         rows: list[int],
         scale: float,
     ) -> torch.Tensor:
-        sums, travelling, places = _Partial(q), kv.contiguous(), len(rows)
+        q, travelling, places = packed(q), kv, len(rows)
+        sums = _Partial(q)
         for hop in range(places):
             here = (place - hop) % places
             coming = _Pass(travelling, rows[(here - 1) % places], group, place) if hop < places - 1 else None
-            sums.add(q, travelling, blocks[here], scale)
+            sums.add(q, *_by_token(travelling), blocks[here], scale)
             if coming is not None:
                 travelling = coming.wait()
         out = sums.out.to(q.dtype)
@@ -303,27 +330,33 @@ class _Ring(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None, None]:
         q, kv, out, lse = ctx.saved_tensors
-        places, travelling = len(ctx.rows), kv.contiguous()
-        grad_q = torch.zeros_like(q, dtype=accumulator(q.dtype))
-        grad_kv = torch.zeros_like(kv, dtype=accumulator(q.dtype))
+        places, travelling = len(ctx.rows), kv
+        grad_q = q.new_zeros(q.shape, dtype=accumulator(q.dtype))
+        grad_kv = kv.new_zeros(kv.shape, dtype=accumulator(q.dtype))
         for hop in range(places):
             here = (ctx.place - hop) % places
             before = ctx.rows[(here - 1) % places]
             coming = _Pass(travelling, before, ctx.group, ctx.place) if hop < places - 1 else None
-            _add_gradients((grad_q, grad_kv), (grad, q, travelling, out, lse), ctx.blocks[here], ctx.scale)
+            saved = (grad, q, *_by_token(travelling), out, lse)
+            _add_gradients((grad_q, *_by_token(grad_kv)), saved, ctx.blocks[here], ctx.scale)
             grad_kv = _Pass(grad_kv, before, ctx.group, ctx.place).wait()  # the last hop brings mine home
             if coming is not None:
                 travelling = coming.wait()
         return grad_q.to(q.dtype), grad_kv.to(kv.dtype), None, None, None, None, None
 
 
+def _by_token(x_2KNd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values, or their gradients, ``[N, K, d]`` each, without a copy."""
+    return x_2KNd[0].transpose(0, 1), x_2KNd[1].transpose(0, 1)
+
+
 class _Pass:
-    """A tensor goes to the next place while another one comes from the one before."""
+    """Keys and values ``[2, K, N, d]`` go to the next place while those of the one before come."""
 
     def __init__(self, x: torch.Tensor, rows: int, group: Group, place: int) -> None:
         ranks = dist.get_process_group_ranks(group)
         following, before = ranks[(place + 1) % len(ranks)], ranks[place - 1]
-        self.sent, self.received = x.contiguous(), x.new_empty(rows, *x.shape[1:])
+        self.sent, self.received = x.contiguous(), x.new_empty(*x.shape[:2], rows, x.shape[3])
         self.work = dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, self.sent, following, group),

@@ -88,10 +88,32 @@ class Layout:
         return [rows_in(ranges) for ranges in self.ring_ranges]
 
     @cached_property
+    def pairs(self) -> list[int]:
+        """Query-key pairs of each ring place: those of its `blocks` with every place, summed up without listing them."""
+        return [sum(self._pairs(doc, piece) for doc, piece, _ in self._pieces(place)) for place in range(self.ring)]
+
+    @cached_property
+    def needed_rows(self) -> list[int]:
+        """Rows of keys that each ring place needs, its own among them: those of `needs`, without listing them."""
+        found = []
+        for place in range(self.ring):
+            last = {doc: stop for doc, (_, stop), _ in self._pieces(place)}
+            found.append(sum(stop - self.starts[doc] for doc, stop in last.items()))
+        return found
+
+    @cached_property
     def needs(self) -> list[list[list[Range]]]:
         """[q place][k place]: rows of the second whose keys queries of the first attend to."""
-        places = range(self.ring)
-        return [[joined(sorted({b.k for b in self.blocks(q, k)})) for k in places] for q in places]
+        found = []
+        for q in range(self.ring):
+            latest = {doc: start for doc, (start, _), _ in self._pieces(q)}
+            found.append([self._rows_until(latest, k) for k in range(self.ring)])
+        return found
+
+    def _rows_until(self, latest: dict[int, int], place: int) -> list[Range]:
+        """Rows of a ring place that start not after a given place of their document."""
+        pieces = self._pieces(place)
+        return joined((row, row + stop - start) for doc, (start, stop), row in pieces if start <= latest.get(doc, -1))
 
     def ranges(self, rank: int) -> list[Range]:
         """Ranges of the sequence that one process holds, in order."""
@@ -136,8 +158,19 @@ class Layout:
                 found.append(Block(q, k, causal=q_range == k_range))
         return found
 
+    def _pairs(self, doc: int, piece: Range) -> int:
+        n = piece[1] - piece[0]
+        return n * (piece[0] - self.starts[doc]) + n * (n + 1) // 2
+
     def _pieces(self, place: int) -> list[tuple[int, Range, int]]:
         """The ranges of a ring place cut at document borders: (document, range, first row at this place)."""
+        return self._all_pieces[place]
+
+    @cached_property
+    def _all_pieces(self) -> list[list[tuple[int, Range, int]]]:
+        return [self._cut_at_borders(place) for place in range(self.ring)]
+
+    def _cut_at_borders(self, place: int) -> list[tuple[int, Range, int]]:
         pieces, row = [], 0
         for start, stop in self.ring_ranges[place]:
             while start < stop:

@@ -64,9 +64,16 @@ class Choice:
 
 def traffic(layout: Layout, shape: AttentionShape, inner: str) -> tuple[Matrix, Matrix]:
     """Bytes from process to process in one layer: (forward, backward)."""
+    return tuple(  # type: ignore[return-value]
+        [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        for matrices in zip(exchanged(layout, shape), carried(layout, shape, inner), strict=True)
+    )
+
+
+def exchanged(layout: Layout, shape: AttentionShape) -> tuple[Matrix, Matrix]:
+    """As `traffic`, of the exchange of heads for tokens (Ulysses) alone."""
     heads = Heads(shape.heads, shape.kv_heads, layout.ulysses)
-    forward = [[0] * layout.size for _ in range(layout.size)]
-    backward = [[0] * layout.size for _ in range(layout.size)]
+    forward, backward = _nothing(layout.size), _nothing(layout.size)
     counts, cell = layout.counts(), shape.width * shape.itemsize
     for rank in range(layout.size):
         place, u = divmod(rank, layout.ulysses)
@@ -78,17 +85,16 @@ def traffic(layout: Layout, shape: AttentionShape, inner: str) -> tuple[Matrix, 
             out = counts[rank] * heads.width(other) * cell + counts[to] * own_out * cell
             forward[rank][to] += out  # q, k, v there and the result of its tokens back
             backward[to][rank] += out  # the same rows the other way
-    _add_inner(forward, backward, layout, shape, inner, heads)
     return forward, backward
 
 
-def _add_inner(
-    forward: Matrix, backward: Matrix, layout: Layout, shape: AttentionShape, inner: str, heads: Heads
-) -> None:
+def carried(layout: Layout, shape: AttentionShape, inner: str) -> tuple[Matrix, Matrix]:
+    """As `traffic`, of keys, values and their gradients between ring places alone."""
+    heads = Heads(shape.heads, shape.kv_heads, layout.ulysses)
+    forward, backward = _nothing(layout.size), _nothing(layout.size)
     rows = layout.ring_rows
     for u in range(layout.ulysses):
-        repeat, (first, last) = heads.repeat(u), heads.keys[u]
-        keys = 2 * shape.width * (len(repeat) if repeat is not None else last - first)
+        keys = 2 * shape.width * heads.used(u)
         for place in range(layout.ring):
             rank = place * layout.ulysses + u
             if inner == "gather":
@@ -105,6 +111,20 @@ def _add_inner(
                         forward[rank][to] += travelling * shape.itemsize
                         backward[rank][to] += travelling * shape.itemsize
                     backward[rank][to] += travelling * shape.sum_itemsize
+    return forward, backward
+
+
+def _nothing(size: int) -> Matrix:
+    return [[0] * size for _ in range(size)]
+
+
+def held_bytes(layout: Layout, shape: AttentionShape, inner: str) -> int:
+    """Most bytes of keys and values of one layer that one process holds at a time."""
+    heads, rows = Heads(shape.heads, shape.kv_heads, layout.ulysses), max(layout.ring_rows)
+    width = 2 * max(heads.used(u) for u in range(layout.ulysses)) * shape.width * shape.itemsize
+    if inner == "gather":
+        return max(layout.needed_rows) * width
+    return (2 * rows if layout.ring > 1 else rows) * width
 
 
 def evaluate(layout: Layout, shape: AttentionShape, inner: str, *, node: int = 8) -> Choice:
@@ -120,18 +140,12 @@ def evaluate(layout: Layout, shape: AttentionShape, inner: str, *, node: int = 8
     forward, backward = traffic(layout, shape, inner)
     total = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(forward, backward, strict=True)]
     far = [sum(size for to, size in enumerate(row) if to // node != rank // node) for rank, row in enumerate(total)]
-    pairs = [sum(b.pairs for k in range(layout.ring) for b in layout.blocks(q, k)) for q in range(layout.ring)]
     most_heads = max(stop - start for start, stop in heads.queries)
-    rows, width = layout.ring_rows, 2 * max(last - first for first, last in heads.keys) * shape.width * shape.itemsize
-    if inner == "gather":
-        held = max(sum(rows_in(ranges) for ranges in row) for row in layout.needs) * width
-    else:
-        held = 2 * max(rows) * width if layout.ring > 1 else max(rows) * width
-    mean = sum(pairs) * shape.heads / layout.size
-    most = max(pairs) * most_heads
+    mean = sum(layout.pairs) * shape.heads / layout.size
+    most = max(layout.pairs) * most_heads
     return Choice(
         layout.ulysses, layout.ring, inner, layout.order,
-        max(sum(row) for row in total), max(far), held, most, mean / most,
+        max(sum(row) for row in total), max(far), held_bytes(layout, shape, inner), most, mean / most,
     )  # fmt: skip
 
 
