@@ -1,8 +1,9 @@
-"""`AssistantModel`: a model of this package as evaluations see it, with every frame encoded once."""
+"""`AssistantModel`: a model of this package as evaluations see it, with every frame encoded once and every prompt read once."""
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,50 +11,80 @@ import numpy as np
 import torch
 
 from vlm.chat import Assistant
-from vlm.generate import DecodeState, stop_token_ids, stream_ids
-from vlm.media import Video
+from vlm.decode import KVCache, decoder_for
+from vlm.errors import ConfigError
+from vlm.generate import DecodeState, repeated_tail, stop_token_ids, stream_ids
+from vlm.media import Audio, Video
 from vlm.model import MEDIA_KEYS
-from vlm.prepare import normalise
+from vlm.prepare import check_rate, normalise
+from vlm.processor import MEDIA_TOKENS, Prompt
+from vlm.time import Span
 from vlm.time.shots import find_shots
 
 BATCH_FRAMES = 32
 
 
 @dataclass
+class _Reading:
+    """What was asked last, and how far the language model has read it.
+
+    Attributes:
+        video, question: Of the prompt.
+        part: The video's content parts, encoded; they serve other questions about the same video.
+        prompt: Ids and media.
+        state: Holds at least the prompt without its last token.
+        last: Embedding of that last token, ``[1, 1, D]``.
+    """
+
+    video: Video
+    question: str
+    part: list[dict[str, Any]]
+    prompt: Prompt
+    state: DecodeState
+    last: torch.Tensor
+
+
+@dataclass
 class AssistantModel:
     """Answers and teacher-forced scores of an `Assistant`.
 
-    Vision features are kept per frame, keyed by its pixels, because evaluations show the same frames again and again:
-    a needle in another place costs the language model's time only.
+    Vision features are kept per frame, keyed by its pixels, because evaluations show the same frames again and again: a needle in
+    another place costs the language model's time only. Keys and values are kept of the last prompt: its free answer and its forced one
+    read it once, and the next question about the same `Video` object reads only its own words. Nothing is reused between different
+    videos. All of it is exact; that several frames or words are computed in one go or in two changes roundings only.
 
     Attributes:
         assistant: Model and processor.
         max_new_tokens: Longest free answer.
-        max_cached_frames: Features are forgotten, oldest first, beyond this many frames.
+        max_cached_frames: Features of frames of earlier videos are forgotten, oldest first, beyond this many frames.
     """
 
     assistant: Assistant
     max_new_tokens: int = 32
     max_cached_frames: int = 4096
     _features: dict[bytes, torch.Tensor] = field(default_factory=dict, repr=False)
+    _reading: _Reading | None = field(default=None, repr=False)
 
     def answer(self, video: Video, question: str) -> str:
         """The model's own words, greedy, time tokens included."""
         model, processor = self.assistant.model, self.assistant.processor
-        prompt = processor.prompt(self._messages(video, question), add_generation_prompt=True)
-        with torch.inference_mode():
-            embeds = model.fuse(
-                torch.tensor([prompt.ids], device=model.device), **self._media(processor.tensors(prompt))
-            )
-        ids = stream_ids(
+        reading = self._read(video, question)
+        stream = stream_ids(
             model,
-            DecodeState(),
-            embeds,
-            prompt.ids,
+            reading.state,
+            reading.last,
+            reading.prompt.ids[-1:],
             stop_ids=stop_token_ids(model, processor.tokenizer),
             max_new_tokens=self.max_new_tokens,
         )
-        return processor.decode_reply(list(ids))
+        ids: list[int] = []
+        with closing(stream):
+            for token in stream:
+                ids.append(token)
+                if circle := repeated_tail(ids):  # as `Chat` does: keep the first round
+                    del ids[-3 * circle :]
+                    break
+        return processor.decode_reply(ids)
 
     def forced_match(self, video: Video, question: str, answer: str) -> bool:
         """Whether each token of ``answer`` (not the end of the turn) is the most likely one after those before it."""
@@ -62,7 +93,11 @@ class AssistantModel:
 
     def count_tokens(self, video: Video, question: str) -> int:
         """Length of the prompt in tokens."""
-        return len(self.assistant.processor.prompt(self._messages(video, question), add_generation_prompt=True).ids)
+        return len(self._read(video, question).prompt.ids)
+
+    def spans(self, video: Video, reply: str) -> list[Span]:
+        """The times that a reply of `answer` names, in seconds of the video's clock."""
+        return self.assistant.processor.codec.parse(reply, video.end - video.start, offset=video.start).spans
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with the weights or with the token layout."""
@@ -74,19 +109,57 @@ class AssistantModel:
 
     def _forced(self, video: Video, question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Answer ids ``[A]`` and the logits ``[A, V]`` that predict them."""
-        model, processor = self.assistant.model, self.assistant.processor
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        batch = processor.collate([processor.training_example([*self._messages(video, question), reply])])
-        ids, labels = batch["input_ids"], batch["labels"][0]
-        places = (labels != -100).nonzero().flatten()[:-1]
-        with torch.inference_mode():
-            embeds = model.fuse(ids.to(model.device), **self._media(batch))
-            keep = (places - 1).to(model.device)
-            logits = model(inputs_embeds=embeds, logits_to_keep=keep, loss_only=False).logits[0]
-        return labels[places].to(logits.device), logits.float()
+        reading = self._read(video, question)
+        targets = self.assistant.processor.text_ids(answer, reading.prompt.duration)
+        state, length = reading.state, len(reading.prompt.ids) + len(targets)
+        decoder, state.cache = decoder_for(self.assistant.model.language_model, state.cache, tokens=length)
+        logits = [decoder.read(state.cache, reading.last)]
+        state.ids += reading.prompt.ids[-1:]
+        for token in targets[:-1]:
+            logits.append(decoder.step(state.cache, token))
+            state.ids.append(token)
+        return torch.tensor(targets), torch.stack(logits).float().cpu()
 
-    def _messages(self, video: Video, question: str) -> list[dict[str, Any]]:
-        part = {
+    def _read(self, video: Video, question: str) -> _Reading:
+        """The prompt, read up to its last token; what the last prompt has in common with it is not read again."""
+        before = self._reading
+        if before is None or before.video is not video:
+            self._reading = before = None  # frees its keys and values
+            part, state = self._parts(video), DecodeState()
+        else:
+            part, state = before.part, before.state
+        if before is not None and before.question == question:
+            prompt = before.prompt
+        else:
+            message = {"role": "user", "content": [*part, {"type": "text", "text": question}]}
+            prompt = self.assistant.processor.prompt([message], add_generation_prompt=True)
+        last = self._advance(state, prompt)
+        self._reading = _Reading(video, question, part, prompt, state, last)
+        return self._reading
+
+    def _advance(self, state: DecodeState, prompt: Prompt) -> torch.Tensor:
+        """Bring ``state`` to the prompt without its last token; that token's embedding."""
+        model, processor = self.assistant.model, self.assistant.processor
+        ids = prompt.ids
+        same = next((i for i, (a, b) in enumerate(zip(state.ids, ids, strict=False)) if a != b), len(state.ids))
+        media = {processor.token_id(t) for t in MEDIA_TOKENS}
+        keep = min(same, len(ids) - 1)
+        state.rewind(keep if keep > max((i for i, t in enumerate(ids) if t in media), default=0) else 0)
+        rest, held = ids[len(state.ids) :], bool(state.ids)
+        with torch.inference_mode():
+            inputs = {} if held else self._media(processor.tensors(prompt))
+            embeds = model.fuse(torch.tensor([rest], device=model.device), **inputs)
+            if len(rest) > 1:
+                decoder, state.cache = decoder_for(model.language_model, state.cache, tokens=len(ids))
+                if isinstance(state.cache, KVCache):  # at once: room that has to grow is doubled
+                    state.cache.reserve(len(rest) + self.max_new_tokens)
+                decoder.read(state.cache, embeds[:, :-1])
+                state.ids += rest[:-1]
+        return embeds[:, -1:]
+
+    def _parts(self, video: Video) -> list[dict[str, Any]]:
+        """The video, and its sound if it has any, as content parts."""
+        part: dict[str, Any] = {
             "type": "video",
             "features": self._encode(video.frames),
             "timestamps": np.clip(video.timestamps - video.start, 0.0, video.end - video.start),
@@ -95,7 +168,19 @@ class AssistantModel:
         pooling = self.assistant.processor.layout["pooling"]
         if pooling["mode"] == "segments":
             part["segments"] = find_shots(video.frames, **pooling.get("shots", {}))
-        return [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
+        return [part] if video.audio is None else [part, self._heard(video.audio, video)]
+
+    def _heard(self, audio: Audio, video: Video) -> dict[str, Any]:
+        """Sound as `Chat` gives it to the model: itself, or what a transcriber makes of it."""
+        ears, transcriber = self.assistant.processor.ears, self.assistant.transcriber
+        if not ears:
+            raise ConfigError(f"the model {self.assistant.name!r} has no ears; ask it about a video without sound")
+        shift, duration = audio.start - video.start, video.end - video.start
+        if transcriber is None:
+            return {"type": "audio", "audio": audio, "offset": shift, "duration": duration}
+        check_rate(audio, ears)
+        pieces = [(p.start + shift, p.end + shift, p.text) for p in transcriber(audio.mono())]
+        return {"type": "transcript", "pieces": pieces, "duration": duration}
 
     def _encode(self, frames: np.ndarray) -> torch.Tensor:
         """Vision features ``[T, P, E]`` of frames ``uint8 [T, H, W, 3]``."""
@@ -109,7 +194,9 @@ class AssistantModel:
                 features = model.encode_frames(x).float().cpu()
             self._features.update({k: f for (k, _), f in zip(chunk, features, strict=True)})
         found = torch.stack([self._features[k] for k in keys])
-        for key in list(self._features)[: max(0, len(self._features) - self.max_cached_frames)]:
+        used = set(keys)
+        old = [key for key in self._features if key not in used]
+        for key in old[: max(0, len(self._features) - self.max_cached_frames)]:
             del self._features[key]
         return found
 

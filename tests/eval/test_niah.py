@@ -1,347 +1,314 @@
-"""Needle in a haystack: where needles land, how answers are judged, oracle 100 %, guessing at chance, resume."""
+"""Needle in a haystack as a whole: results files, resuming, killed runs, several processes, the verb on a real model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from eval.assistant import AssistantModel
-from eval.haystacks import FileHaystack, ShapesHaystack, digit_needles
-from eval.needles import Needle, guess_chance, insert_needle, is_right, rotations
-from eval.niah import NO_NEEDLE, Cell, evaluate, run, search
+from eval.needles import NeedleSet
+from eval.niah import Search, choose_haystack, choose_needles, evaluate, numbers_in, run
+from eval.niah_parts import Ranks
+from eval.niah_sets import SET_FILE, digits
+from eval.niah_tasks import Retrieve
+from eval.niah_trials import NO_NEEDLE, Task
 from eval.report import read_results
-from tests.tiny import tiny_assistant
+from tests.eval.oracles import SIZE, Noise, Oracle
 from vlm.chat import Assistant
 from vlm.errors import ConfigError, DataError
-from vlm.media import Video, VideoInfo, load_video
+from vlm.media import Video
 
+ROOT = Path(__file__).resolve().parents[2]
 DEPTHS = (0.0, 0.5, 1.0)
-SIZE = 32
-DIGITS = digit_needles(size=SIZE)
-CHOICES = [replace(n, question="Which digit?", options=("0", "1", "2", "3")) for n in DIGITS[:4]]
+DIGITS = digits(SIZE)
+TOTAL = 2 * 2 * 9  # free and forced, two needles, 2 x 4 cells and the needles alone
+GRID = ["lengths=3,4,5", "depths=3", "--limit", "3"]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """A haystack of dark noise, one frame a second."""
-
-    name: str = "noise"
-
-    def __call__(self, num_frames: int) -> Video:
-        frames = np.random.default_rng(num_frames).integers(0, 40, (num_frames, SIZE, SIZE, 3), dtype=np.uint8)
-        info = VideoInfo("noise", SIZE, SIZE, float(num_frames), 0.0, 1.0, num_frames, "none", 0, False, "drawn")
-        times = np.arange(num_frames) + 0.5
-        return Video(frames, times, float(num_frames), "noise", None, info, end=float(num_frames))
+def job(count: int = 3) -> Task:
+    return Retrieve(DIGITS.first(count))
 
 
-@dataclass
-class Oracle:
-    """Finds the needle by its pixels and reads the question; without a needle it says it does not know."""
-
-    needles: list[Needle]
-    asked: list[int] = field(default_factory=list)
-
-    def answer(self, video: Video, question: str) -> str:
-        self.asked.append(len(video.frames))
-        found = [n.answer for n in self.needles for f in video.frames if np.array_equal(f, n.image)]
-        if not found:
-            return "I do not know."
-        letters = [line[0] for line in question.splitlines() if line[1:] == f". {found[0]}"]
-        return f"The answer is {letters[0] if letters else found[0]}."
-
-    def forced_match(self, video: Video, question: str, answer: str) -> bool:
-        return is_right(self.answer(video, question), answer)
-
-    def count_tokens(self, video: Video, question: str) -> int:
-        return 4 * len(video.frames) + len(question)
+def measured(model: Oracle, out: Path, count: int = 2, **options: Any) -> dict[str, Any]:
+    options = {"name": "oracle", "lengths": (2, 5), "depths": DEPTHS, **options}
+    path = evaluate(model, options.pop("haystack", Noise()), job(count), out=out, **options)
+    return read_results(path)
 
 
-@dataclass
-class Guesser(Oracle):
-    """Guesses among the answers, or always says the same thing."""
-
-    says: str | None = None
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-
-    def answer(self, video: Video, question: str) -> str:
-        choices = "ABCD" if "A." in question else [n.answer for n in self.needles]
-        return self.says or str(self.rng.choice(list(choices)))
-
-
-def cells(model: Oracle, needles: list[Needle], lengths: tuple[int, ...] = (2, 5), mode: str = "insert") -> list[Cell]:
-    return list(search(model, Noise(), needles, lengths=lengths, depths=DEPTHS, mode=mode))
-
-
-def accuracy(measured: list[Cell], score: str = "free") -> float:
-    inside = [c for c in measured if c.depth != NO_NEEDLE]
-    return sum(getattr(c, score) for c in inside) / sum(c.trials for c in inside)
-
-
-@pytest.mark.parametrize(("depth", "index"), [(0.0, 0), (0.2, 2), (0.25, 2), (0.5, 5), (0.999, 9), (1.0, 10)])
-def test_inserting_adds_a_frame_at_the_depth(depth: float, index: int) -> None:
-    hay, image = Noise()(10), DIGITS[0].image
-    video, place = insert_needle(hay, image, depth)
-    assert place == index
-    assert np.array_equal(video.frames[index], image)
-    assert np.array_equal(np.delete(video.frames, index, axis=0), hay.frames)
-    assert video.timestamps.tolist() == [i + 0.5 for i in range(11)]
-    assert (video.duration, video.end) == (11.0, 11.0)
-
-
-@pytest.mark.parametrize(("depth", "index"), [(0.0, 0), (0.5, 4), (1.0, 9)])
-def test_replacing_keeps_length_and_times(depth: float, index: int) -> None:
-    hay, image = Noise()(10), DIGITS[0].image
-    video, place = insert_needle(hay, image, depth, mode="replace")
-    assert place == index
-    assert np.array_equal(video.frames[index], image)
-    assert np.array_equal(np.delete(video.frames, index, axis=0), np.delete(hay.frames, index, axis=0))
-    assert np.array_equal(video.timestamps, hay.timestamps)
-    assert video.duration == hay.duration
-
-
-def test_needles_take_the_size_of_the_frames() -> None:
-    video, _ = insert_needle(Noise()(3), np.full((90, 70, 3), 200, np.uint8), 0.0)
-    assert video.frames.shape == (4, SIZE, SIZE, 3)
-    assert (video.frames[0] == 200).all()
-
-
-def test_wrong_placements_are_refused() -> None:
-    with pytest.raises(ConfigError, match="insert, replace"):
-        insert_needle(Noise()(3), DIGITS[0].image, 0.0, mode="glue")
-    with pytest.raises(ConfigError, match="depth 2"):
-        insert_needle(Noise()(3), DIGITS[0].image, 2.0)
-    with pytest.raises(ConfigError, match="contain '7'"):
-        replace(DIGITS[7], options=("1", "2"))
-
-
-def test_the_right_option_stands_behind_every_letter_once() -> None:
-    asked = list(rotations(CHOICES[2]))
-    assert [letter for _, letter in asked] == ["A", "B", "C", "D"]
-    for text, letter in asked:
-        assert f"{letter}. 2" in text.splitlines()
-        assert sorted(line[3:] for line in text.splitlines()[1:5]) == ["0", "1", "2", "3"]
-    assert list(rotations(DIGITS[3])) == [("What digit is shown?", "3")]
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "right"),
-    [
-        ("7", "7", True),
-        ("It is 7.", "7", True),
-        ("77", "7", False),
-        ("7 or 8", "7", False),
-        ("the Yellow one", "yellow", True),
-        ("", "7", False),
-        ("B", "B", True),
-        ("(b)", "B", True),
-        ("B. yellow", "B", True),
-        ("The answer is B.", "B", True),
-        ("**B**", "B", True),
-        ("B - cat", "B", True),
-        ("The answer is B because it is a cat.", "B", True),
-        ("The answer is a cat", "A", False),
-        ("A's", "A", False),
-        ("Answer: C", "B", False),
-        ("A dog, so B", "A", False),
-        ("Bad", "B", False),
-    ],
-)
-def test_judging_free_words(reply: str, answer: str, right: bool) -> None:
-    assert is_right(reply, answer, [str(d) for d in range(10)]) is right
-
-
-@pytest.mark.parametrize("mode", ["insert", "replace"])
-@pytest.mark.parametrize("needles", [DIGITS[:3], CHOICES], ids=["open", "choice"])
-def test_an_oracle_scores_100_percent(needles: list[Needle], mode: str) -> None:
-    measured = cells(Oracle(needles), needles, mode=mode)
-    assert accuracy(measured) == accuracy(measured, "forced") == 1.0
-    assert all(c.free == c.forced == 0 for c in measured if c.depth == NO_NEEDLE)
-    frames = 5 + (mode == "insert")
-    assert max(c.tokens for c in measured) >= 4 * frames
-
-
-@pytest.mark.parametrize(("needles", "chance"), [(DIGITS, 0.1), (CHOICES, 0.25)], ids=["open", "choice"])
-def test_guessing_scores_chance(needles: list[Needle], chance: float) -> None:
-    assert guess_chance(needles) == pytest.approx(chance)
-    measured = cells(Guesser(needles), needles, lengths=tuple(range(2, 22)))
-    trials = sum(c.trials for c in measured if c.depth != NO_NEEDLE)
-    assert accuracy(measured) == pytest.approx(chance, abs=3 * (chance * (1 - chance) / trials) ** 0.5)
-
-
-def test_a_taste_for_one_letter_scores_chance_exactly() -> None:
-    measured = cells(Guesser(CHOICES, says="C"), CHOICES)
-    assert {c.free / c.trials for c in measured} == {0.25}
+def values(content: dict[str, Any]) -> dict[str, float]:
+    return {r["name"]: r["value"] for r in content["rows"]}
 
 
 def test_results_hold_every_cell_and_both_scores(tmp_path: Path) -> None:
-    needles = DIGITS[:3]
-    path = evaluate(Oracle(needles), Noise(), needles, name="oracle", lengths=(2, 5), depths=DEPTHS, out=tmp_path)
-    content = read_results(path)
-    values = {r["name"]: r["value"] for r in content["rows"]}
-    assert values["free: all cells"] == values["forced: all cells"] == 100
-    assert values["free: no needle"] == 0
-    assert values["free: depth 1.00, the needle is the last frame"] == 100
-    assert values["chance: guessing among the answers"] == pytest.approx(100 / 3)
-    one = next(r for r in content["rows"] if r["name"] == "free: 5 frames, depth 0.50")
-    assert one["setting"]["trials"] == one["setting"]["right"] == 3
-    assert one["setting"]["tokens"] == 4 * 6 + len("What digit is shown?")
-    assert (one["setting"]["low"], one["setting"]["high"]) == (43.8, 100.0)
+    content = measured(Oracle(list(DIGITS.needles)), tmp_path, 3, target=99.5)
+    found = values(content)
+    assert found["free: all cells"] == found["forced: all cells"] == 100
+    assert found["free: no needle"] == 0
+    assert found["free: needle alone"] == 100
+    assert found["free: depth 1.00, the needle is the last frame"] == 100
+    assert found["chance: guessing among the answers"] == pytest.approx(100 / 3)
+    assert content["rows"][0]["holds"] is True
+    one = next(r for r in content["rows"] if r["name"] == "free: 5 frames, depth 0.50")["setting"]
+    assert one["trials"] == one["right"] == 3
+    assert one["tokens"] == 4 * 6 + len("What digit is shown?")
+    assert (one["low"], one["high"]) == (43.8, 100.0)
+    assert one["free"] == {"retrieve": "1 1 1"}
     assert content["setting"]["complete"] is True
     assert np.asarray(Image.open(tmp_path / "niah.png")).size > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["niah.json", "niah.png"]
 
 
-def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
-    needles = DIGITS[:2]
+@dataclass
+class Tired(Oracle):
+    """Is interrupted after so many questions."""
 
-    class Tired(Oracle):
-        def forced_match(self, video: Video, question: str, answer: str) -> bool:
-            if len(self.asked) > 12:
-                raise KeyboardInterrupt
-            return super().forced_match(video, question, answer)
+    patience: int = 12
 
-    def measure(model: Oracle, name: str = "oracle", fresh: bool = False) -> dict[str, float]:
-        path = evaluate(model, Noise(), needles, name=name, lengths=(2, 5), depths=DEPTHS, out=tmp_path, fresh=fresh)
-        return {r["name"]: r["value"] for r in read_results(path)["rows"]}
+    def forced_match(self, video: Video, question: str, answer: str) -> bool:
+        if len(self.asked) > self.patience:
+            raise KeyboardInterrupt
+        return super().forced_match(video, question, answer)
 
+
+@pytest.mark.parametrize("patience", [1, 15])
+def test_an_interrupted_run_is_continued_needle_by_needle(patience: int, tmp_path: Path) -> None:
+    needles = list(DIGITS.needles)
     with pytest.raises(KeyboardInterrupt):
-        measure(Tired(needles))
+        measured(Tired(needles, patience=patience), tmp_path)
+    second = Oracle(needles)
+    content = measured(second, tmp_path)
+    assert len(second.asked) == TOTAL - 2 * ((patience + 1) // 2)
+    again = Oracle(needles)
+    measured(again, tmp_path)
+    assert again.asked == []
+    whole = Oracle(needles)
+    assert measured(whole, tmp_path, fresh=True)["rows"] == content["rows"]
+    assert len(whole.asked) == TOTAL
+
+
+def test_results_of_different_measurements_never_mix(tmp_path: Path) -> None:
+    needles = list(DIGITS.needles)
+    with pytest.raises(KeyboardInterrupt):
+        measured(Tired(needles, patience=20), tmp_path)
+    for change in ({"name": "another model"}, {"seed": 1}, {"haystack": Noise("other noise")}, {"count": 3}):
+        other = Oracle(needles)
+        options: dict[str, Any] = {"depths": (0.0,), **change}
+        measured(other, tmp_path, **options)
+        assert len(other.asked) == 2 * options.get("count", 2) * 5
+    same = Oracle(needles)
+    measured(same, tmp_path)
+    assert len(same.asked) == TOTAL - 20, "its part is still there; the file was another's"
+
+
+def test_the_file_so_far_says_that_it_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.niah.WRITE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        measured(Tired(list(DIGITS.needles), patience=15), tmp_path)
     half = read_results(tmp_path / "niah.json")
     assert half["setting"]["complete"] is False
-    measured = {r["setting"]["frames"] for r in half["rows"] if "depth" in r["setting"]}
-    assert measured == {2}
-    second = Oracle(needles)
-    values = measure(second)
-    assert 0 < len(second.asked) < 2 * 2 * 8
-    assert values["free: all cells"] == 100
-    whole = Oracle(needles)
-    assert measure(whole, fresh=True) == values
-    assert len(whole.asked) == 2 * 2 * 8
-    again = Oracle(needles)
-    measure(again)
-    assert again.asked == []
-    other = Oracle(needles)
-    measure(other, name="another model")
-    assert len(other.asked) == 2 * 2 * 8
+    assert [r["name"] for r in half["rows"] if "depth" in r["setting"] and r["name"].startswith("free")] == [
+        "free: needle alone", "free: 2 frames, no needle", "free: 2 frames, depth 0.00", "free: 2 frames, depth 0.50"
+    ]  # fmt: skip
 
 
-def test_a_haystack_that_is_too_short_is_named(clip: Path) -> None:
-    hay = FileHaystack(clip, SIZE)
-    assert len(hay(8).frames) == 8
-    assert hay.name != FileHaystack(clip, 2 * SIZE).name
+def test_a_grid_that_grows_keeps_what_it_has(tmp_path: Path) -> None:
+    needles = list(DIGITS.needles)
+    measured(Oracle(needles), tmp_path)
+    more = Oracle(needles)
+    content = measured(more, tmp_path, lengths=(2, 5, 7))
+    assert set(more.asked) <= {7, 8}
+    assert content["setting"]["complete"] is True
 
+
+def test_ranks_share_the_work_and_rank_0_writes_the_same_file(tmp_path: Path) -> None:
+    needles = list(DIGITS.needles)
+    alone = measured(Oracle(needles), tmp_path / "alone", 3)
+    models = [Oracle(needles) for _ in range(3)]
+    for rank in (2, 1, 0):
+        measured_by = evaluate(models[rank], Noise(), job(3), name="oracle", lengths=(2, 5), depths=DEPTHS, out=tmp_path,
+                               ranks=Ranks(rank, 3))  # fmt: skip
+        assert measured_by.exists() is (rank == 0)
+    together = read_results(tmp_path / "niah.json")
+    assert together["rows"] == alone["rows"]
+    assert together["setting"] == alone["setting"]
+    assert [len(m.asked) for m in models] == [2 * 9] * 3
+    with pytest.raises(ConfigError, match="fresh=true"):
+        measured(Oracle(needles), tmp_path, fresh=True, ranks=Ranks(0, 2))
+
+
+def test_a_haystack_that_is_too_short_is_named(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Short(Noise):
         def __call__(self, num_frames: int) -> Video:
             return super().__call__(min(num_frames, 3))
 
     with pytest.raises(DataError, match="'noise' gave 3 frames instead of 5"):
-        list(search(Oracle(DIGITS), Short(), DIGITS[:1], lengths=(5,), depths=(0.0,)))
-    with pytest.raises(DataError, match="no needles"):
-        evaluate(Oracle([]), Noise(), [], name="x", lengths=(5,))
+        measured(Oracle(list(DIGITS.needles)), tmp_path, haystack=Short())
 
 
-def test_the_generated_haystack_has_no_digits_and_repeats() -> None:
-    hay = ShapesHaystack(SIZE, seed=1)
-    one, two = hay(12), hay(12)
-    assert np.array_equal(one.frames, two.frames)
-    assert one.frames.shape == (12, SIZE, SIZE, 3)
-    assert one.duration == pytest.approx(12.0, abs=0.2)
-    assert not np.array_equal(one.frames, ShapesHaystack(SIZE, seed=2)(12).frames)
+def test_haystacks_are_made_once_per_length() -> None:
+    made: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted(Noise):
+        def __call__(self, num_frames: int) -> Video:
+            made.append(num_frames)
+            return super().__call__(num_frames)
+
+    search = Search(Oracle(list(DIGITS.needles)), Counted(), job(), (2, 5, 2), DEPTHS)
+    assert search.plan[1:4] == [(2, NO_NEEDLE), (2, 0.0), (2, 0.5)]
+    for unit in search.units:
+        search.measure(unit)
+    assert made == [1, 2, 5]
+
+
+# -- the verb, on the smallest real model ------------------------------------------------------------------------------
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "eval", "niah", *GRID, "--out", str(out), *options]
+
+
+def started(out: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command(out, *options), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Assistant:
-    return tiny_assistant()
+def serial(nano: Assistant, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("serial")
+    run(limit=3, out=out, lengths="3,4,5", depths=3)
+    return read_results(out / "niah.json")
 
 
-def test_a_model_of_this_package_answers_as_in_chat(tiny: Assistant, clip: Path) -> None:
-    model = AssistantModel(tiny, max_new_tokens=8)
-    video = load_video(clip, num_frames=5, size=32)
-    reply = tiny.chat("What is shown?", video=video, max_new_tokens=8)
-    assert model.answer(video, "What is shown?") == reply.raw
-    assert model.count_tokens(video, "What is shown?") == reply.usage.prompt_tokens
+def test_two_processes_of_which_one_is_killed_give_the_file_of_one(
+    serial: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero, one = (started(tmp_path, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in (0, 1))
+    deadline = time.monotonic() + 120
+    while not (parts := [p for p in tmp_path.glob(".*/rank1.jsonl") if b"\n" in p.read_bytes()]):
+        assert one.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    one.send_signal(signal.SIGKILL)
+    one.communicate(timeout=60)
+    assert 1 <= parts[0].read_bytes().count(b"\n") < 19, "killed in the middle of its nineteen"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run(limit=3, out=tmp_path, lengths="3,4,5", depths=3)
+    errors = zero.communicate(timeout=120)[1]
+    assert zero.returncode == 0, errors.decode()
+    together = read_results(tmp_path / "niah.json")
+    for key in ("rows", "setting", "command"):
+        assert together[key] == serial[key]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["niah.json", "niah.png"]
 
 
-def test_a_model_that_learnt_one_answer_scores_only_with_it() -> None:
-    assistant, video = tiny_assistant(3), Noise()(4)
-    part: dict[str, Any] = {"type": "video", "video": video}
-    user: dict[str, Any] = {"role": "user", "content": [part, {"type": "text", "text": "What digit?"}]}
-    example = assistant.processor.training_example([user, {"role": "assistant", "content": "42"}])
-    batch = assistant.processor.collate([example])
-    optimizer = torch.optim.Adam(assistant.model.language_model.parameters(), lr=1e-2)
-    for _ in range(25):
-        optimizer.zero_grad()
-        assistant.model(**batch).loss.backward()
-        optimizer.step()
-    model = AssistantModel(assistant)
-    assert model.answer(video, "What digit?") == "42"
-    assert model.forced_match(video, "What digit?", "42")
-    assert not model.forced_match(video, "What digit?", "43")
+def test_the_verb_says_how_it_is_repeated(serial: dict[str, Any]) -> None:
+    assert (
+        serial["command"]
+        == "vlm eval niah task=retrieve lengths=3,4,5 depths=3 mode=insert seed=0 --model nano --limit 3"
+    )
+    assert serial["setting"]["needles"].startswith("3 digits, sha256")
+    assert serial["setting"]["haystack"] == "scenes of shapes in motion, seed 0, 64 px"
 
 
-def test_forced_scores_equal_a_plain_training_forward(tiny: Assistant) -> None:
-    video = Noise()(4)
-    part = {"type": "video", "video": video}
-    user: dict[str, Any] = {"role": "user", "content": [part, {"type": "text", "text": "What digit?"}]}
-    messages = [user, {"role": "assistant", "content": "seven"}]
-    batch = tiny.processor.collate([tiny.processor.training_example(messages)])
-    loss = tiny.model(**batch).loss.item()
-    targets, logits = AssistantModel(tiny)._forced(video, "What digit?", "seven")
-    places = (batch["labels"][0] != -100).nonzero().flatten()
-    end = tiny.model(**batch, loss_only=False).logits[0, places[-1] - 1].log_softmax(-1)[batch["labels"][0, places[-1]]]
-    total = logits.log_softmax(-1).gather(1, targets[:, None]).sum() + end
-    assert -total.item() / len(places) == pytest.approx(loss, rel=1e-4)
+@pytest.mark.parametrize("task", ["distract", "several", "order", "count", "absent", "sound"])
+def test_every_task_runs_on_nano(task: str, nano: Assistant, tmp_path: Path) -> None:
+    run(task=task, limit=2, k=2, out=tmp_path, lengths="4", depths=2)
+    found = values(read_results(tmp_path / f"niah-{task}.json"))
+    kinds = {"absent": ("present", "absent"), "sound": ("how many", "when")}.get(task, ())
+    assert all(f"{score}: all cells, {kind}" in found for score in ("free", "forced") for kind in kinds)
+    assert any(name.startswith("chance: ") for name in found)
+    assert (tmp_path / f"niah-{task}.png").exists()
 
 
-def test_frames_are_encoded_once(tiny: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    encode = tiny.model.encode_frames
-
-    def counted(pixels: torch.Tensor) -> torch.Tensor:
-        seen.append(len(pixels))
-        return encode(pixels)
-
-    monkeypatch.setattr(tiny.model, "encode_frames", counted)
-    model = AssistantModel(tiny)
-    hay = Noise()(6)
-    for depth in DEPTHS:
-        model.count_tokens(insert_needle(hay, DIGITS[0].image, depth)[0], "?")
-    assert sum(seen) == 7
-
-
-def test_fingerprints_follow_the_weights() -> None:
-    one, same, other = (AssistantModel(tiny_assistant(seed)).fingerprint() for seed in (0, 0, 1))
-    assert one == same != other
-
-
-@pytest.mark.parametrize("pooling", [{"mode": "segments"}, {"mode": "slowfast"}], ids=lambda p: p["mode"])
-def test_other_poolings_run_too(pooling: dict[str, str]) -> None:
-    model = AssistantModel(tiny_assistant(pooling=pooling), max_new_tokens=2)
-    measured = list(search(model, Noise(), DIGITS[:1], lengths=(4,), depths=(0.5,)))
-    assert all(c.trials == 1 and c.tokens > 20 for c in measured)
-
-
-def test_the_verb_runs_on_a_saved_model(tiny: Assistant, tmp_path: Path) -> None:
-    tiny.model.save_pretrained(tmp_path / "model")
-    tiny.processor.save_pretrained(tmp_path / "model")
-    run(model=str(tmp_path / "model"), limit=2, out=tmp_path, lengths="3,4", depths=2)
-    content = json.loads((tmp_path / "niah.json").read_text())
-    assert content["command"].startswith("vlm eval niah lengths=3,4 depths=2")
+def test_anybodys_needles_in_anybodys_video(nano: Assistant, clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(digits(64).needles[4].image).save(folder / "four.png")
+    entry = {"image": "four.png", "question": "What digit is shown?", "answer": "4"}
+    (folder / SET_FILE).write_text(json.dumps({"needles": [entry]}))
+    run(needles=str(folder), haystack=str(clip), out=tmp_path, lengths="6", depths=2, mode="replace")
+    content = read_results(tmp_path / "niah.json")
+    assert values(content)["free: needle alone"] == 100
+    assert content["setting"]["haystack"].startswith("clip.mp4, sha256")
+    assert content["setting"]["needles"].startswith("1 mine, sha256")
     assert str(tmp_path) not in json.dumps(content)
-    assert (tmp_path / "niah.png").exists()
-    with pytest.raises(ConfigError, match="lengths='x'"):
-        run(model=str(tmp_path / "model"), lengths="x")
+
+
+def test_defaults_follow_the_eyes_and_the_task(nano: Assistant) -> None:
+    @dataclass
+    class Asked:
+        assistant: Assistant
+
+    asked = Asked(nano)
+    kinds = {}
+    for task in ("retrieve", "absent", "order", "count"):
+        needles = choose_needles(task, None, asked, size=64, seed=0, limit=None)
+        assert isinstance(needles, NeedleSet)
+        kinds[task] = (needles.name, choose_haystack(None, needles, size=64, seed=0).name.split(" in ")[0])
+    assert kinds["retrieve"] == kinds["absent"] == ("digits", "scenes of shapes")
+    assert kinds["order"] == kinds["count"] == ("shapes", "scenes of digits")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"task": "find"}, "task='find'"),
+        ({"mode": "glue"}, "mode='glue'"),
+        ({"depths": 0}, "depths=0"),
+        ({"lengths": "8,x"}, "lengths='8,x'"),
+        ({"lengths": "0"}, "lengths='0'"),
+        ({"k": 1, "task": "order"}, "k=1"),
+        ({"period": 1, "task": "distract"}, "period=1"),
+        ({"needles": "nowhere"}, "needles='nowhere'"),
+        ({"haystack": "nowhere.mp4"}, "haystack='nowhere.mp4'"),
+        ({"needles": "beeps"}, "use task=sound"),
+        ({"needles": "digits", "task": "sound"}, "beeps or speech"),
+    ],
+)
+def test_bad_options_are_named(nano: Assistant, options: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=match):
+        run(out=tmp_path, limit=2, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_ears_is_not_asked_to_hear(nano: Assistant) -> None:
+    @dataclass
+    class Asked:
+        assistant: Any
+
+    deaf = Asked(replace(nano, processor=replace_ears(nano)))
+    with pytest.raises(ConfigError, match="ears"):
+        choose_needles("sound", None, deaf, size=64, seed=0, limit=None)
+
+
+def replace_ears(nano: Assistant) -> Any:
+    from vlm.processor import VLMProcessor
+
+    old = nano.processor
+    return VLMProcessor(old.tokenizer, old.pixels, old.layout, None)
+
+
+def test_lengths_are_numbers() -> None:
+    assert numbers_in("8,16, 32") == [8, 16, 32]
 
 
 @pytest.mark.slow
 def test_nano_finds_needles(nano: Assistant, tmp_path: Path) -> None:
     run(model="nano", out=tmp_path, lengths="8,64", depths=3)
-    values = {r["name"]: r["value"] for r in read_results(tmp_path / "niah.json")["rows"]}
-    assert values["free: all cells"] > 2 * values["chance: guessing among the answers"]
+    found = values(read_results(tmp_path / "niah.json"))
+    assert found["free: all cells"] > 2 * found["chance: guessing among the answers"]
