@@ -19,6 +19,7 @@ PYTHON       ?= $(shell for p in python3 python python3.13 python3.12 python3.11
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 VENV := .venv
+MMSP := .venv-mmsp
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install $(PIP_FLAGS)
 say  := @printf '\033[1m==> %s\033[0m\n'
@@ -30,7 +31,7 @@ export VLM_PICTURE := $(value PICTURE)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format bench bench-media bench-training soak wheel clean
+.PHONY: help run demo test check format bench bench-media bench-mmsp bench-training bench-long soak wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -64,8 +65,14 @@ bench: $(VENV)/.dev ## Measure speed against the rivals (docs/results/bench.json
 bench-media: $(VENV)/.dev ## Measure video decoding against the rivals (docs/results/bench-media.json)
 	@$(BIN)/python scripts/bench_media.py $(ARGS)
 
+bench-mmsp: $(MMSP)/.ready ## Measure sequence parallelism against the rivals (docs/results/bench-mmsp.json)
+	@$(MMSP)/bin/python -m scripts.mmsp $(ARGS)
+
 bench-training: $(VENV)/.dev ## Measure packing and the chunked loss (docs/results/bench-training.json)
 	@$(BIN)/python scripts/bench_training.py $(ARGS)
+
+bench-long: $(VENV)/.dev ## Measure memory and time of long prompts (docs/results/bench-long.json; about an hour)
+	@$(BIN)/python scripts/bench_long.py $(ARGS)
 
 soak: $(VENV)/.dev ## Run the long suites that `make test` leaves out
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
@@ -73,8 +80,8 @@ soak: $(VENV)/.dev ## Run the long suites that `make test` leaves out
 wheel: $(VENV)/.dev ## Build dist/vlm-*.whl
 	@$(BIN)/python -m build --wheel --no-isolation
 
-clean: ## Remove .venv, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove the environments, caches and build output
+	rm -rf $(VENV) $(MMSP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up. Each stamp file stands for one finished installation and is renewed when the lists it depends on change.
@@ -109,4 +116,15 @@ $(VENV)/.demo: $(VENV)/.run
 $(VENV)/.dev: $(VENV)/.run
 	$(say) "Installing the tools for tests and checks"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# The rivals of bench-mmsp get an environment of their own that reads $(VENV), which stays as the tests need it.
+$(MMSP)/.ready: $(VENV)/.run
+	$(say) "Installing the rivals of bench-mmsp"
+	@$(BIN)/python -m venv --clear --without-pip $(MMSP)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$($(MMSP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vlm.pth
+	@for rival in "deepspeed einops" yunchang ring-flash-attn megatron-core; do \
+	    DS_BUILD_OPS=0 $(BIN)/python -m pip --python $(MMSP)/bin/python install $(PIP_FLAGS) $$rival \
+	    || echo "$$rival cannot be installed; its rows will say so" >&2; done
 	@touch $@

@@ -1,0 +1,67 @@
+"""Worlds of processes that talk over gloo, forked from one server that has imported everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from vlm.errors import VLMError
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["scripts.mmsp.preload"])
+PATIENCE = 1800  # seconds
+
+
+class WorldError(VLMError):
+    """A process of a world failed; the message holds its traceback."""
+
+
+def run_world(target: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+    """``target(*args)`` in each of ``world`` processes, one thread each; what each returned, by rank.
+
+    Raises:
+        WorldError: One of them failed or did not answer.
+    """
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(world)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = os.path.join(folder, "store")
+        children = [
+            CONTEXT.Process(target=_main, args=(pipes[rank][1], target, rank, world, store, args), daemon=True)
+            for rank in range(world)
+        ]
+        for child in children:
+            child.start()
+        found, failures = [], []
+        for rank, (receiver, _) in enumerate(pipes):
+            ok, value = receiver.recv() if receiver.poll(PATIENCE) else (False, f"no answer within {PATIENCE} s")
+            found.append(value)
+            failures += [] if ok else [f"process {rank} of {world}: {value}"]
+        for child in children:
+            child.join(0 if failures else 20)
+            child.kill()
+    if failures:
+        raise WorldError(
+            min(failures, key=lambda failure: "by peer" in failure)
+        )  # the cause, not what followed from it
+    return found
+
+
+def _main(pipe: Any, target: Callable[..., Any], rank: int, world: int, store: str, args: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=PATIENCE)
+        )
+        pipe.send((True, target(*args)))
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
