@@ -31,7 +31,7 @@ _VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts
 class ScenesHaystack:
     """One frame a second of scene after scene of the shapes world, none of them a training scene (ours).
 
-    A single scene is stretched until nothing in it seems to move: at 1400 frames it can be two pictures. Hence the cuts.
+    A single scene would be stretched until next to nothing in it moves from frame to frame, or over a thousand frames. Hence the cuts.
 
     Attributes:
         size: Side of the frames in pixels.
