@@ -55,8 +55,11 @@ def names_all(reply: str, items: Sequence[Sequence[str]], wrong: Sequence[str] =
 
 
 def says_number(reply: str, number: int, numbers: Sequence[str]) -> bool:
-    """Whether the reply says this number and no other, as a word or in digits; "no" and "nothing" are 0 if no number is said."""
-    words = plain(reply).split()
+    """Whether the reply says this number and no other, as a word or in digits; "no" and "nothing" are 0 if no number is said.
+
+    Where things are listed before they are counted ("a star, a cross: two"), what follows the last colon counts.
+    """
+    words = plain(reply.rpartition(": ")[2]).split()
     said = {numbers.index(w) for w in words if w in numbers} | {int(w) for w in words if w.isdecimal()}
     if not said and set(words) & set(_ZERO):
         said = {0}

@@ -16,6 +16,7 @@ from data_recipes.synth.shapes import COLOURS, DIGITS, SHAPES, needle_frame
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import article
 from data_recipes.synth.shapes_render import draw, draw_background, random_background
+from data_recipes.synth.shapes_scene import tone
 from data_recipes.synth.shapes_world import pairs
 from eval.needles import LETTERS, Needle, NeedleSet
 from vlm.errors import ConfigError, DataError, VLMError
@@ -149,10 +150,8 @@ def beeps(rate: int, seed: int = 0, count: int = 10) -> list[SoundNeedle]:
     needles = []
     for i in range(count):
         rng = rng_for(seed, 300 + i)
-        seconds = np.arange(round(float(rng.uniform(0.3, 1.5)) * rate), dtype=np.float32) / rate
-        envelope = np.minimum(1.0, np.minimum(seconds, seconds[::-1]) / 0.01)
-        tone = 0.5 * envelope * np.sin(2 * np.pi * float(rng.uniform(400.0, 1600.0)) * seconds)
-        needles.append(SoundNeedle(tone.astype(np.float32), rate))
+        count = round(float(rng.uniform(0.3, 1.5)) * rate)
+        needles.append(SoundNeedle(tone(count, float(rng.uniform(400.0, 1600.0)), rate), rate))
     return needles
 
 

@@ -47,7 +47,7 @@ class Heard:
             return
         numbers = ("none", "one", "two", "three", "four")
         count = partial(counted, number=0 if span is None else 1, numbers=numbers)
-        word = numbers[0 if span is None else 1]
+        word = numbers[0] if span is None else f"{span_words(span)}: {numbers[1]}"
         yield Trial(video, PHRASINGS["beep_count"][0][0], word, count, "how many", 0.25)
         if span is not None:
             chance = min(1.0, 2 * time_slack(span, length) / length)

@@ -35,14 +35,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "order": ("first", "last", "which_first", "before"),
     "span": ("when", "digit_when"),
     "digit": ("digit",),
+    "beep count": ("beep_count",),
+    "beep span": ("beep_when",),
 }
 """Row -> the kinds of question behind it."""
+
+HEARD = ("beep_count", "beep_when")
+"""Kinds of question about the clip with its sound track; the others are asked about silent files."""
 
 SPLITS = {"heldout": "", "train": ", known pairs"}
 """Whose colour-shape pairs the scenes show -> how the rows are called."""
 
-TARGETS = {"naming": 0.95, "colour": 0.95, "count": 0.95}
-SPAN_TARGET = 0.80
+TARGETS = {"naming": 0.95, "colour": 0.95, "count": 0.95, "span": 0.80}
 
 
 @dataclass
@@ -94,9 +98,10 @@ def evaluate(
         with tempfile.TemporaryDirectory(prefix="shapes-eval-") as folder:
             for index in tqdm(range(n), desc=f"shapes{suffix}", unit="clip"):
                 scene, turns = questions(seed, index, split=split, level=level, num_frames=num_frames)
-                path = scene.write(Path(folder) / "clip.mp4", sound=False)
+                heard, silent = (scene.write(Path(folder) / f"{sound}.mp4", sound=sound) for sound in (True, False))
                 for turn in turns:
-                    _score(tallies[_group(turn.kind)], turn, *asker(path, turn), duration=scene.duration)
+                    answer = asker(heard if turn.kind in HEARD else silent, turn)
+                    _score(tallies[_group(turn.kind)], turn, *answer, duration=scene.duration)
         rows += _rows(tallies, suffix, **setting)
     return rows
 
@@ -115,8 +120,8 @@ def questions(
     """
     data = conversations(split, seed=seed, size=index + 1, level=level, num_frames=num_frames)
     scene, rng = data.scene(index), rng_for(seed, index, 1)
-    still = (LEVELS[level] if isinstance(level, str) else level).still
-    asker = Asker(scene, rng, split="heldout", still=still)
+    world = LEVELS[level] if isinstance(level, str) else level
+    asker = Asker(scene, rng, split="heldout", still=world.still, sound=world.beeps > 0)
     chosen: list[Turn] = []
     for group, kinds in GROUPS.items():
         chosen += asker.turns(2 if group in ("naming", "count", "presence") else 1, kinds)
@@ -141,8 +146,8 @@ def _score(tally: Tally, turn: Turn, text: str, spans: list[Span], *, duration: 
         tally.blind.append(Span(0.25 * duration, 0.75 * duration).iou(truth))
         return
     said, right = text, turn.answer
-    if turn.kind in GROUPS["count"]:  # "a red circle, a blue star: two"
-        said, right = (answer.rpartition(":")[2] for answer in (said, right))
+    if turn.kind in (*GROUPS["count"], *GROUPS["beep count"]):  # "a red circle, a blue star: two"
+        said, right = (answer.rpartition(": ")[2] for answer in (said, right))
     tally.right.append(float(_normal(said) == _normal(right)))
     tally.chance.append(1.0 / turn.choices if turn.choices else 0.0)
     tally.truths.append((turn.kind, right))
@@ -174,16 +179,16 @@ def _rows(tallies: dict[str, Tally], suffix: str, **setting: Any) -> list[Row]:
             ious, blind = np.array(tally.ious), np.array(tally.blind)
             rows.append(
                 row(
-                    f"span mIoU{suffix}",
+                    f"{group} mIoU{suffix}",
                     float(ious.mean()),
                     "",
-                    SPAN_TARGET,
+                    TARGETS.get(group),
                     chance=round(float(blind.mean()), 3),
                     **about,
                 )
             )
             share = round(float((blind >= 0.5).mean()), 3)
-            rows.append(row(f"span R@0.5{suffix}", float((ious >= 0.5).mean()), "", None, chance=share, **about))
+            rows.append(row(f"{group} R@0.5{suffix}", float((ious >= 0.5).mean()), "", None, chance=share, **about))
     return rows
 
 

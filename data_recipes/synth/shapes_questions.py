@@ -309,13 +309,12 @@ class Asker:
         return [self._turn_of("collide", at_words(second), spans=(Span(second, second),), **words)]
 
     def _beeps(self) -> list[Turn]:
-        beeps = self.scene.beeps
-        if not beeps and not self.sound:
+        if not self.scene.beeps and not self.sound:
             return []
-        turns = [self._turn_of("beep_count", NUMBERS[len(beeps)], choices=4)]
-        if len(beeps) == 1:
-            turns.append(self._turn_of("beep_when", span_words(beeps[0].span), spans=(beeps[0].span,)))
-        return turns
+        spans = tuple(beep.span for beep in self.scene.beeps)
+        when, number = ", ".join(span_words(span) for span in spans), NUMBERS[len(spans)]
+        counts = [self._turn_of("beep_count", f"{when}: {number}" if spans else number, choices=4) for _ in range(2)]
+        return [*counts, *(self._turn_of("beep_when", when, spans=spans) for _ in range(2 if spans else 0))]
 
 
 def _counted(seen: list[Appearance]) -> str:

@@ -104,6 +104,13 @@ class Beep:
     hertz: float
 
 
+def tone(count: int, hertz: float, rate: int = SOUND_RATE) -> np.ndarray:
+    """``count`` samples of a beep, float32, at half of full scale, faded in and out over 10 ms."""
+    seconds = np.arange(count, dtype=np.float32) / rate
+    envelope = np.minimum(1.0, np.minimum(seconds, seconds[::-1]) / 0.01)
+    return (0.5 * envelope * np.sin(2 * np.pi * hertz * seconds)).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Scene:
     """A whole clip. Item times are exact; pictures are drawn on demand.
@@ -190,9 +197,7 @@ class Scene:
         samples = np.zeros(round(self.duration * rate), np.float32)
         for beep in self.beeps:
             first, last = round(beep.span.start * rate), round(beep.span.end * rate)
-            seconds = np.arange(last - first, dtype=np.float32) / rate
-            envelope = np.minimum(1.0, np.minimum(seconds, seconds[::-1]) / 0.01)
-            samples[first:last] += (0.5 * envelope * np.sin(2 * np.pi * beep.hertz * seconds))[: len(samples) - first]
+            samples[first:last] += tone(last - first, beep.hertz, rate)[: len(samples) - first]
         return Audio(samples[None, :], rate)
 
     def write(self, path: str | Path, *, size: int | None = None, sound: bool | None = None) -> Path:

@@ -68,8 +68,9 @@ LEVELS: dict[str, Level] = {
     "glimpse": Level(seconds=(1.0, 6.0), frames=(2, 5), whole=0.4, change=0.05, collide=0.05),
     "short": Level(shapes=(1, 3), seconds=(2.0, 12.0), frames=(6, 12), change=0.1, collide=0.1),
     "clips": Level(seconds=(8.0, 30.0), frames=(24, 40)),
-    "twenty": Level(seconds=(20.0, 20.0), frames=(32, 32)),
+    "twenty": Level(seconds=(20.0, 20.0), frames=(32, 32), beeps=0.75),
     "sound": Level(seconds=(4.0, 20.0), frames=(16, 32), beeps=0.85),
+    "beeps": Level(shapes=(1, 2), seconds=(2.0, 300.0), frames=(2, 8), change=0, collide=0, beeps=0.85),
     "needle": Level(shapes=(1, 2), seconds=(20.0, 120.0), frames=(24, 64), digit=0.9, needle=True, change=0, collide=0),
     "long": Level(shapes=(1, 3), seconds=(60.0, 600.0), frames=(96, 256), digit=0.9, needle=True, change=0, collide=0),
 }
@@ -133,9 +134,9 @@ def random_scene(rng: np.random.Generator, step: Level, *, split: str, size: int
     if digit:
         always = 1.0 if step.still else step.whole
         things.append(_digit(rng, cells[len(things)], clock.needle() if step.needle else clock.spans(1, always)[0]))
-    beeps = clock.beeps() if rng.random() < step.beeps else ()
-    ordered = tuple(_reading_order(things, cells))
-    return Scene(clock.duration, fps, size, random_background(rng), ordered, beeps, collision)
+    beeping, background = rng.random() < step.beeps, random_background(rng)
+    beeps = clock.beeps() if beeping else ()
+    return Scene(clock.duration, fps, size, background, tuple(_reading_order(things, cells)), beeps, collision)
 
 
 class _Clock:

@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_recipes.synth.shapes_scene import SOUND_RATE, tone
+from vlm.encoders import log_mel
 from vlm.errors import CheckpointError
 from vlm.plugins.parts import tensors_by_name
 
 pytest.importorskip("timm")
 
-from train.nano import export, eyes_model, model
+from train.nano import export, model
+from train.nano_senses import SLICES, ears_model, eyes_model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,30 @@ def test_eyes_are_taken_over_exactly(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(CheckpointError, match="nano_eyes"):
         model(eyes=str(empty))
+
+
+def test_ears_are_taken_over_and_a_beep_starts_as_its_word(tmp_path: Path) -> None:
+    ears = ears_model(seed=3)
+    save_file({k: v.contiguous() for k, v in ears.state_dict().items()}, tmp_path / "trainable.safetensors")
+    nano, processor = model(ears=str(tmp_path))
+    for key, value in ears.audio_tower.state_dict().items():
+        assert torch.equal(nano.audio_tower.state_dict()[key], value), key
+    word = nano.get_input_embeddings().weight[processor.tokenizer(" beep")["input_ids"][-1]]
+    shades = nano.audio_projector.layers[2].weight[:, :SLICES].T
+    assert torch.cosine_similarity(shades, word[None]).min() > 0.7
+    with pytest.raises(CheckpointError, match="nano_eyes"):
+        model(eyes=str(tmp_path))
+
+
+def test_ears_hear_from_the_start() -> None:
+    """A beep changes the tokens of untrained ears by more than where in the window it is: Whisper's own start at 0.02 fails this."""
+    ears = ears_model(seed=0)
+    silence, beep = (torch.zeros(10 * SOUND_RATE) for _ in range(2))
+    beep[: 5 * SOUND_RATE] = torch.from_numpy(tone(5 * SOUND_RATE, 800.0))
+    mels = torch.stack([log_mel(x.numpy(), rate=SOUND_RATE, num_mel_bins=16) for x in (silence, beep)])
+    with torch.no_grad():
+        quiet, loud = ears.audio_tower(mels)
+    assert (loud[2:8] - quiet[2:8]).norm(dim=-1).mean() > 0.3 * quiet.norm(dim=-1).mean()
 
 
 def test_a_finished_run_and_a_checkpoint_export_the_same_model(tmp_path: Path) -> None:

@@ -203,10 +203,15 @@ class Heads:
 
 def _by_share(tensors: list[torch.Tensor], shares: list[Range]) -> torch.Tensor:
     """``[N, H, d]`` each -> rows of d: all of the heads of the first share (token by token, tensor by tensor), then of the second."""
-    d, width = tensors[0].shape[2], tensors[0].shape[1] // len(shares)
-    if shares == [(i * width, (i + 1) * width) for i in range(len(shares))]:  # one copy does it
-        return torch.stack([x.unflatten(1, (len(shares), width)).transpose(0, 1) for x in tensors], 2).view(-1, d)
-    return torch.cat([torch.stack([x[:, start:stop] for x in tensors], 1).view(-1, d) for start, stop in shares])
+    d, widths = tensors[0].shape[2], [stop - start for start, stop in shares]
+    heads = [head for start, stop in shares for head in range(start, stop)]
+    if heads != list(range(tensors[0].shape[1])):  # some are in several shares
+        order = torch.tensor(heads, device=tensors[0].device)
+        tensors = [x.index_select(1, order) for x in tensors]
+    if len(set(widths)) == 1:  # one copy does it
+        return torch.stack([x.unflatten(1, (-1, widths[0])).transpose(0, 1) for x in tensors], 2).view(-1, d)
+    parts = zip(*(x.split(widths, 1) for x in tensors), strict=True)
+    return torch.cat([torch.stack(part, 1).view(-1, d) for part in parts])
 
 
 def merged(blocks: list[Block]) -> list[Block]:
