@@ -137,7 +137,7 @@ def _job(gpu: str, gpus: int, length: int, **more: object) -> Job:
     return replace(Job(LLAMA, gpu_named(gpu), gpus, gpus, length, software=LONGVILA), **more)  # type: ignore[arg-type]
 
 
-def _seconds(gpus: int, length: int, ulysses: int) -> float:
+def step_seconds(gpus: int, length: int, ulysses: int) -> float:
     """Of a step of the published system on H100: all-to-all within a node of 8 (or not at all), a ring around."""
     job = _job("H100", gpus, length)
     return estimate(job, job.layout(ulysses), "ring").total_seconds
@@ -155,13 +155,13 @@ def _step(
     reason: str = "",
 ) -> Point:
     def predict() -> float:
-        return _seconds(gpus, length, ulysses)
+        return step_seconds(gpus, length, ulysses)
 
     return Point(f"step, {gpus} x H100, {name}", seconds, "s", "[S]", predict, taken, sets, reason)
 
 
 def _speed_ups() -> list[float]:
-    return [_seconds(32, 32 * k * K, 1) / _seconds(32, 32 * k * K, 8) for k in range(1, 11)]
+    return [step_seconds(32, 32 * k * K, 1) / step_seconds(32, 32 * k * K, 8) for k in range(1, 11)]
 
 
 def _longest(gpu: str, gpus: int, sp_size: int | None = None) -> int:

@@ -195,14 +195,17 @@ def wilson(successes: int, trials: int, *, z: float = 1.96) -> tuple[float, floa
 
 
 def markdown_table(results: str | Path | dict[str, Any], *, only: str | None = None) -> str:
-    """A results file as a Markdown table: what, value, target, whether it holds, setting.
+    """A results file as a Markdown table: what, value, target, whether it holds, setting; for claims also what the paper says.
 
     Args:
         results: Path or content.
         only: Regular expression; rows whose name it does not match are left out.
     """
     content = results if isinstance(results, dict) else read_results(results)
+    claims = any("claim" in r for r in content["rows"])
     lines = ["| what | value | target | holds | setting |", "| --- | ---: | ---: | :---: | --- |"]
+    if claims:
+        lines = ["| claim | paper | ours | target | holds | setting |", "| --- | --- | ---: | ---: | :---: | --- |"]
     for r in content["rows"]:
         name = str(_either(r, "name", "claim"))
         if only is not None and not re.search(only, name):
@@ -211,6 +214,8 @@ def markdown_table(results: str | Path | dict[str, Any], *, only: str | None = N
         unit = f" {r['unit']}" if r.get("unit") and value is not None else ""
         mark = {True: "yes", False: "**no**", None: ""}[r.get("holds")]
         cells = [name, _number(value) + unit, _bar(target), mark, _setting(r.get("setting"))]
+        if claims:
+            cells[1:3] = [str(r.get("paper") or ""), cells[1], _bar(r.get("target"))]
         lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |")
     return "\n".join(lines)
 

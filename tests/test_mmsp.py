@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 
 from eval.report import Row
+from eval.world import run_world
 from scripts.mmsp import jobs, reshard
 from scripts.mmsp.rows import Findings, rows_of
 from scripts.mmsp.tower import Shape
-from tests.vlm.parallel.world import run_world
 
 SHAPE = Shape(heads=4, kv=2, width=8, length=48, layers=2, inner=32, vocabulary=60)
 
 
 def everything(rank: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """All jobs in this process, the wire left out: others use it."""
-    return jobs.bytes_job(SHAPE, 0, False), reshard.reshard_job(0, False), jobs.cost_job(SHAPE, 0, 1)
+    return jobs.bytes_job(rank, SHAPE, 0, False), reshard.reshard_job(rank, 0, False), jobs.cost_job(rank, SHAPE, 0, 1)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    each = run_world(everything, 2, tmp_path_factory.mktemp("mmsp"))
+def found() -> Findings:
+    each = run_world(everything, 2)
     bytes_, moved, cost = zip(*each, strict=True)
     key = (2, SHAPE.heads, SHAPE.kv)
     found = Findings(False, {key: jobs.together(list(bytes_))}, {key: SHAPE.unit})

@@ -6,6 +6,7 @@ python -m train.nano runs/nano/final --folder vlm/presets/nano
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from train.nano_senses import audio_config, load_ears, load_eyes, vision_config
 from vlm.config import VLMConfig
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
+from vlm.plugins.parts import PARTS_JSON
+from vlm.plugins.rotary import RotaryBase
+from vlm.presets import preset_folder
 from vlm.processor import VLMProcessor
 
 CONTEXT = 8192  # positions of the language model
@@ -85,6 +89,16 @@ def model(
     return nano, processor
 
 
+def restart(preset: str = "nano-short", seed: int = 0) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+    """A shipped nano with fresh connectors: its language model, eyes and ears know nothing of each other. For LongVILA's five stages."""
+    torch.manual_seed(seed)
+    made = VLMForConditionalGeneration.from_pretrained(preset_folder(preset), dtype=torch.float32)
+    fresh = VLMForConditionalGeneration(made.config)
+    for name in ("mm_projector", "audio_projector"):
+        getattr(made, name).load_state_dict(getattr(fresh, name).state_dict())
+    return made.train(), VLMProcessor.from_pretrained(preset_folder(preset))
+
+
 @torch.no_grad()
 def attend_to_alike(llm: Any) -> None:
     """Start every layer of a Llama as a look-up of what is alike (after mimetic initialisation, Trockman and Kolter 2023; sizes ours).
@@ -124,6 +138,7 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
             f"{run} holds no model.safetensors (of a finished run) or weights.safetensors (of a checkpoint)"
         )
     nano, processor = model()
+    _extend(nano, Path(run))
     own, found = nano.state_dict(), load_file(weights)
     tied = {"language_model.lm_head.weight"}
     wrong = [k for k in own if k not in found and k not in tied] + [k for k in found if k not in own]
@@ -135,6 +150,18 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
     nano.half().save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
+
+
+def _extend(nano: VLMForConditionalGeneration, run: Path) -> None:
+    """Give ``nano`` the rotary base that the stages of ``run`` have set so far, and room for their lengths."""
+    about: dict[str, Any] = next(
+        (json.loads(f.read_text()) for f in (run / PARTS_JSON, run / "state.json") if f.is_file()), {}
+    )
+    stages = (about.get("recipe") or {}).get("stages", [])
+    done = stages[: about.get("progress", {}).get("stage", len(stages)) + 1]
+    for stage in done:
+        if stage.get("rope_theta"):
+            RotaryBase(stage["rope_theta"], stage["seq_len"]).prepare(nano)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,30 @@ def evaluate(
     run_task(task, model=model or None, limit=limit, out=out, options=list(options))
 
 
+def reproduce(
+    paper: str,
+    *,
+    quick: bool = False,
+    out: Path = Path("docs/results"),
+    work: Path = Path("runs/reproduce"),
+    seed: int = 0,
+) -> None:
+    """Measure small versions of a paper's claims on this machine: ``vlm reproduce longvila``.
+
+    Args:
+        paper: ``longvila``.
+        quick: In minutes: smaller sizes, and no training.
+        out: Folder for the JSON and the plot.
+        work: Folder for trainings; what is there already is not trained again.
+        seed: Of all randomness.
+    """
+    from eval.report import markdown_table
+    from eval.reproduce import run
+
+    _quiet()
+    print(markdown_table(run(paper, quick=quick, out=out, work=work, seed=seed)))
+
+
 def plan(
     *,
     model: str = "qwen2-7b",
@@ -255,6 +279,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "fetch": fetch,
     "train": train,
     "eval": evaluate,
+    "reproduce": reproduce,
     "plan": plan,
     "demo": demo,
 }

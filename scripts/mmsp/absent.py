@@ -10,7 +10,7 @@ import torch.distributed as dist
 from scripts.mmsp.jobs import told
 
 
-def absent_job() -> dict[str, str | None]:
+def absent_job(rank: int) -> dict[str, str | None]:
     """What each attempt said in this process; None if it went through after all."""
     return {name: _attempt(attempt) for name, attempt in ATTEMPTS.items()}
 

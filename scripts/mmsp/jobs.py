@@ -18,7 +18,7 @@ PASSES = 3  # in one window of the wire, so that the barriers at its ends do not
 Found = dict[str, Any]
 
 
-def bytes_job(shape: Shape, seed: int, wire: bool) -> dict[str, Found]:
+def bytes_job(rank: int, shape: Shape, seed: int, wire: bool) -> dict[str, Found]:
     """For every system: bytes sent per layer and errors against one process, or why it refused.
 
     Args:
@@ -26,7 +26,7 @@ def bytes_job(shape: Shape, seed: int, wire: bool) -> dict[str, Found]:
         seed: Of its weights and tokens.
         wire: The loopback interface carries nothing but this world.
     """
-    tower, rank = Tower(shape, seed), dist.get_rank()
+    tower = Tower(shape, seed)
     wanted_logits, wanted_gradients = reference(tower)
     found: dict[str, Found] = {}
     for name, system in systems(tower):
@@ -107,9 +107,9 @@ def at_rest(wire: bool) -> int:
     return sofar
 
 
-def cost_job(shape: Shape, seed: int, repeats: int) -> dict[str, Found]:
+def cost_job(rank: int, shape: Shape, seed: int, repeats: int) -> dict[str, Found]:
     """For every system: bytes kept for the backward pass, and CPU seconds of each of ``repeats`` interleaved steps."""
-    tower, rank = Tower(shape, seed), dist.get_rank()
+    tower = Tower(shape, seed)
     alone = plain(shape)
     ready: dict[str, System] = {alone.name: alone}
     found: dict[str, Found] = {}

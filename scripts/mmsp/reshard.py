@@ -51,9 +51,9 @@ def moved_rows(made: tuple[int, ...], layout: Layout) -> int:
     return int((maker != layout.owners()).sum())
 
 
-def reshard_job(seed: int, wire: bool) -> dict[str, dict[str, Any]]:
+def reshard_job(rank: int, seed: int, wire: bool) -> dict[str, dict[str, Any]]:
     """For both orders and both ways: bytes of this process and on the wire (forward and backward) and the projector's gradient error."""
-    world, rank = dist.get_world_size(), dist.get_rank()
+    world = dist.get_world_size()
     made = MADE[world]
     firsts = [0, *accumulate(made)]
     mesh = build_mesh(1, world)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.vlm.parallel.world import run_world
+from eval.world import run_world
 from vlm.errors import ConfigError
 from vlm.parallel.attention import Heads, ParallelAttention
 from vlm.parallel.layout import Layout
@@ -59,8 +58,8 @@ def every_way(rank: int, world: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_every_way_of_sharing_is_exact(world: int, tmp_path: Path) -> None:
-    found = run_world(every_way, world, tmp_path, world)
+def test_every_way_of_sharing_is_exact(world: int) -> None:
+    found = run_world(every_way, world, world)
     assert len(found) == world
     for worst in found:
         assert {name.split()[0] for name in worst} >= {"1", str(min(world, 4))}
@@ -78,9 +77,9 @@ def gathered_bytes(rank: int) -> tuple[int, int]:
     return len(got) - 64, 3 * 64
 
 
-def test_only_keys_that_are_needed_travel(tmp_path: Path) -> None:
+def test_only_keys_that_are_needed_travel() -> None:
     """Four documents, one per process: nobody needs anything."""
-    assert [fetched for fetched, _ in run_world(gathered_bytes, 4, tmp_path)] == [0, 0, 0, 0]
+    assert [fetched for fetched, _ in run_world(gathered_bytes, 4)] == [0, 0, 0, 0]
 
 
 def test_heads_are_dealt_out_whatever_their_number() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from eval.world import run_world
 from tests.vlm.parallel.test_model import batch, build
-from tests.vlm.parallel.world import run_world
 from vlm.errors import ConfigError
 from vlm.parallel.cache import ShardedCache
 from vlm.parallel.generate import generate
@@ -45,8 +44,8 @@ def write(rank: int, ulysses: int, ring: int, order: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ulysses", "ring", "order"), [(1, 1, "zigzag"), (1, 2, "zigzag"), (2, 2, "zigzag"), (4, 1, "contiguous")]
 )
-def test_the_same_tokens_as_one_process(ulysses: int, ring: int, order: str, tmp_path: Path) -> None:
-    found = run_world(write, ulysses * ring, tmp_path, ulysses, ring, order)
+def test_the_same_tokens_as_one_process(ulysses: int, ring: int, order: str) -> None:
+    found = run_world(write, ulysses * ring, ulysses, ring, order)
     first = found[0]
     for mine in found:
         assert mine["answer"] == first["wanted"]

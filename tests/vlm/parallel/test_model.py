@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from eval.world import run_world
 from tests.tiny import tiny_assistant
-from tests.vlm.parallel.world import run_world
 from vlm.errors import AlignmentError, ConfigError
 from vlm.parallel.interface import check_plain
 from vlm.parallel.layout import Layout
@@ -125,7 +125,7 @@ FEW = [("frame", 1, "gather", "zigzag", "float64"), ("changes", 2, "ring", "cont
 def test_loss_logits_and_every_gradient_are_those_of_one_process(
     world: int, sizes: list[tuple[int, int]], cases: list[tuple[str, int, str, str, str]], tmp_path: Path
 ) -> None:
-    for errors in run_world(compare, world, tmp_path, sizes, cases):
+    for errors in run_world(compare, world, sizes, cases):
         assert len(errors) == len(sizes) * len(cases)
         for name, (loss, logits, gradient) in errors.items():
             exact = name.endswith("float64")
@@ -156,8 +156,8 @@ def two_sequences(rank: int) -> tuple[float, float]:
     return float(loss - total.detach()), worst
 
 
-def test_sequences_beside_each_other_add_up(tmp_path: Path) -> None:
-    for loss, gradient in run_world(two_sequences, 4, tmp_path):
+def test_sequences_beside_each_other_add_up() -> None:
+    for loss, gradient in run_world(two_sequences, 4):
         assert abs(loss) <= 1e-12
         assert gradient <= 1e-10
 
@@ -182,8 +182,8 @@ def only_the_projector(rank: int, inner: str) -> list[float]:
 
 
 @pytest.mark.parametrize("inner", ["gather", "ring"])
-def test_processes_with_nothing_to_train_do_not_hold_up_the_others(inner: str, tmp_path: Path) -> None:
-    for errors in run_world(only_the_projector, 4, tmp_path, inner):
+def test_processes_with_nothing_to_train_do_not_hold_up_the_others(inner: str) -> None:
+    for errors in run_world(only_the_projector, 4, inner):
         assert len(errors) > 2 and max(errors) <= 1e-10
 
 
@@ -198,8 +198,8 @@ def nothing_to_learn(rank: int) -> tuple[float, bool]:
     return float(loss), all(p.grad is None or bool(p.grad.isfinite().all()) for p in shared.parameters())
 
 
-def test_a_process_without_targets_adds_nothing_and_never_nan(tmp_path: Path) -> None:
-    found = run_world(nothing_to_learn, 4, tmp_path)
+def test_a_process_without_targets_adds_nothing_and_never_nan() -> None:
+    found = run_world(nothing_to_learn, 4)
     assert found[0][0] > 1.0
     assert [loss for loss, _ in found[1:]] == [0.0, 0.0, 0.0]
     assert all(finite for _, finite in found)

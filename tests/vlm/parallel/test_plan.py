@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.vlm.parallel.world import run_world
+from eval.world import run_world
 from vlm.errors import ConfigError
 from vlm.parallel.attention import ParallelAttention
 from vlm.parallel.layout import Layout
@@ -62,8 +61,8 @@ def counted(rank: int, world: int) -> list[tuple[str, list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_planned_bytes_are_sent_to_the_byte(world: int, tmp_path: Path) -> None:
-    for found in run_world(counted, world, tmp_path, world):
+def test_planned_bytes_are_sent_to_the_byte(world: int) -> None:
+    for found in run_world(counted, world, world):
         for case, sent, planned in found:
             assert sent == planned, case
 
