@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def evaluate(
     seed: int = 0,
     level: str | Level = "twenty",
     num_frames: int = 32,
+    groups: Collection[str] = tuple(GROUPS),
     ask: Callable[[Path, Turn], tuple[str, list[Span]]] | None = None,
 ) -> list[Row]:
     """Ask about ``n`` clips of each kind.
@@ -85,6 +86,7 @@ def evaluate(
         seed: Of the clips and questions.
         level: Kind of clips: by default 20 seconds long, 1 to 4 shapes.
         num_frames: Frames that the decoder samples.
+        groups: Which of `GROUPS` to ask about.
         ask: ``(file, turn) -> (text, spans)``; by default `assistant` answers (an oracle can be put in here).
 
     Returns:
@@ -99,7 +101,7 @@ def evaluate(
             for index in tqdm(range(n), desc=f"shapes{suffix}", unit="clip"):
                 scene, turns = questions(seed, index, split=split, level=level, num_frames=num_frames)
                 heard, silent = (scene.write(Path(folder) / f"{sound}.mp4", sound=sound) for sound in (True, False))
-                for turn in turns:
+                for turn in (t for t in turns if _group(t.kind) in groups):
                     answer = asker(heard if turn.kind in HEARD else silent, turn)
                     _score(tallies[_group(turn.kind)], turn, *answer, duration=scene.duration)
         rows += _rows(tallies, suffix, **setting)

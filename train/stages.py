@@ -238,7 +238,7 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recip
         ConfigError: The file is missing or is no YAML, a key is unknown or a value has the wrong type; the message
             names the key.
     """
-    path = _find(recipe)
+    path = recipe_path(recipe)
     tree = _yaml(path.read_bytes(), what=str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with model, stages and out; got {type(tree).__name__}")
@@ -278,7 +278,12 @@ def shipped_recipes() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
-def _find(recipe: str | Path) -> Path:
+def recipe_path(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
     path = Path(recipe)
     for candidate in (path, RECIPES / f"{recipe}.yaml"):
         if candidate.is_file():

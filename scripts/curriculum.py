@@ -1,0 +1,152 @@
+"""Is LongVILA's order of stages worth it? The five stages of `longvila_nano` in other orders, shorter, several seeds each.
+
+    python scripts/curriculum.py                          # docs/results/curriculum.json and .png; hours on two cores
+    python scripts/curriculum.py --seeds 1 --scale 0.1    # a first look
+
+Every order trains on the same number of samples of every kind. Scored by free generation: needles by frames, and the overlap of spans in
+20 s clips. Runs are resumable, one after the other; start the same command twice with `--only ORDER` to use two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it works in a clone without an installation
+
+LENGTHS = (16, 64, 256, 512)
+PAPER = {  # VideoMME without subtitles, average / short / medium / long [S]
+    "1-2-3-4-5": "57.5 / 69.3 / 56.1 / 47.0",
+    "1-2-4-(3+5)": "55.9 / 67.4 / 54.1 / 46.1",
+    "4-1-2-3-5": "56.0 / 69.2 / 54.1 / 44.5",
+    "4-1-2-(3+5)": "55.3 / 67.2 / 53.6 / 45.1",
+    "1-2-3": "not in the table",
+}
+NAMES = {"1": "align", "2": "pretrain", "3": "sft", "4": "extend", "5": "long"}
+
+
+def recipe_for(order: str, recipe: dict[str, Any], scale: float) -> dict[str, Any]:
+    """The recipe with its stages in another order, each ``scale`` as long.
+
+    Args:
+        order: Stages by number, ``(3+5)`` for two in one.
+        recipe: `longvila_nano`, read from its file.
+        scale: Share of its steps.
+    """
+    changed = copy.deepcopy(recipe)
+    stages = {stage["name"]: stage for stage in changed["stages"]}
+    changed["stages"] = []
+    base = None
+    for mark in order.split("-"):
+        if mark == "(3+5)":
+            stage = _joined(stages["sft"], stages["long"])
+        else:
+            stage = stages[NAMES[mark]]
+        base = stage.get("rope_theta", base)
+        if base is not None:
+            stage["rope_theta"] = base
+        stage["steps"] = max(2, round(scale * stage["steps"]))
+        stage["warmup"] = min(stage["warmup"], max(1, stage["steps"] // 4))
+        changed["stages"].append(stage)
+    return changed
+
+
+def _joined(short: dict[str, Any], long: dict[str, Any]) -> dict[str, Any]:
+    """One stage with the samples of both, mixed, at the rates of the second."""
+    stage = copy.deepcopy(long)
+    share = [s["steps"] * s["batch_size"] for s in (short, long)]
+    parts: dict[str, Any] = {}
+    for samples, one in zip(share, (short, long), strict=True):
+        for name, part in one["data"]["args"]["parts"].items():
+            parts[f"{one['name']}_{name}"] = {**part, "weight": part["weight"] * samples / sum(share)}
+    stage["data"]["args"]["parts"] = parts
+    stage["steps"] = short["steps"] + long["steps"]
+    return stage
+
+
+def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train one order with one seed, or go on with it, and score it."""
+    import yaml
+
+    import vlm
+    from eval.niah import run as find
+    from eval.report import read_results
+    from eval.shapes import evaluate
+    from train.nano import export
+    from train.run import run
+    from train.stages import load_recipe, recipe_path
+
+    out = options.runs / f"{order.replace('(', '').replace(')', '')}-x{options.scale:g}-{seed}"
+    changed = recipe_for(order, yaml.safe_load(recipe_path("longvila_nano").read_text(encoding="utf-8")), options.scale)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
+    settings = [f"out={out}", f"seed={seed}", f"model.args.seed={seed}", "report_to=[]"]
+    if run(load_recipe(out / "recipe.yaml", settings)):
+        sys.exit("stopped; the same command goes on")
+    model = out / "model"
+    if not (model / "config.json").exists():
+        export(out / "final", model)
+    lengths = ",".join(map(str, LENGTHS))
+    find(model=str(model), out=out, lengths=lengths, depths=options.depths, limit=options.needles, seed=seed)
+    needles = {r["name"]: r["value"] for r in read_results(out / "niah.json")["rows"]}
+    found = {f"needle found, {n} frames": float(needles[f"free: {n} frames"]) for n in LENGTHS}
+    rows = {r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))}
+    return {**found, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PAPER, help="train and score this order only, and write nothing")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=0.3, help="share of the recipe's steps")
+    parser.add_argument("--needles", type=int, default=5)
+    parser.add_argument("--depths", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=40, help="to score spans on")
+    parser.add_argument("--runs", type=Path, default=Path("runs/curriculum"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of the results file")
+    options = parser.parse_args()
+    from eval.report import heat_maps, row, write_results
+    from vlm.errors import VLMError
+
+    orders = [options.only] if options.only else list(PAPER)
+    try:
+        found = {order: [scores(order, seed, options) for seed in range(options.seeds)] for order in orders}
+    except VLMError as error:
+        sys.exit(str(error))
+    if options.only:
+        return
+    rows = []
+    for order, each in found.items():
+        for what in each[0]:
+            values = [one[what] for one in each]
+            about: dict[str, Any] = {
+                "each": " ".join(f"{v:.1f}" for v in values),
+                "videomme_of_the_paper": PAPER[order],
+            }
+            rows.append(row(f"{order}: {what}", statistics.mean(values), "%", **about))
+    command = (
+        f"python scripts/curriculum.py --seeds {options.seeds} --scale {options.scale:g} --needles {options.needles}"
+    )
+    command += f" --depths {options.depths} --clips {options.clips}"
+    setting = {"recipe": "longvila_nano", "share_of_its_steps": options.scale, "seeds": options.seeds}
+    path = write_results("curriculum", rows, command=command, seed=0, setting=setting, out_dir=options.out)
+    columns = list(next(iter(found.values()))[0])
+    grid = [[statistics.mean(one[what] for one in each) for what in columns] for each in found.values()]
+    short = [what.replace("needle found, ", "").replace(" frames", "") for what in columns]
+    heat_maps(
+        path.with_suffix(".png"),
+        {"mean over seeds, %": grid},
+        rows=list(found),
+        columns=short,
+        labels=("order", "needles by frames; spans"),
+    )
+
+
+if __name__ == "__main__":
+    main()
