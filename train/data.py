@@ -114,13 +114,16 @@ class Encode:
     Attributes:
         processor: Has ``training_example(messages)``.
         frames: Frames per video; None leaves it to the processor.
+        lazy: Frames are decoded when the batch is complete and it is known which of them this process looks at.
     """
 
     processor: Any
     frames: int | None = None
+    lazy: bool = False
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        options = {} if self.frames is None else {"num_frames": self.frames}
+        options: dict[str, Any] = {} if self.frames is None else {"num_frames": self.frames}
+        options |= {"lazy": True} if self.lazy else {}
         return self.processor.training_example(sample.messages, **options)
 
 
@@ -137,6 +140,7 @@ class MicroBatches(torch.utils.data.Dataset):
         rank, world: This process and their number.
         encode: Turns a `Sample` into an example.
         max_length: Longest ``input_ids`` allowed, tokens.
+        own: What of a batch this process needs, where several share one (`vlm.parallel.frames.Dealer.own_media`).
     """
 
     dataset: Any
@@ -148,6 +152,7 @@ class MicroBatches(torch.utils.data.Dataset):
     world: int = 1
     encode: Callable[[Sample], dict[str, Any]] | None = None
     max_length: int | None = None
+    own: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.grad_accum * self.world):
@@ -171,7 +176,7 @@ class MicroBatches(torch.utils.data.Dataset):
         targets = int((inputs["labels"][:, 1:] != -100).sum())
         mask = inputs.get("attention_mask")
         tokens = int(mask.sum()) if mask is not None else inputs["labels"].numel()
-        return Batch(ids, inputs, targets, tokens, bad)
+        return Batch(ids, inputs if self.own is None else self.own(inputs), targets, tokens, bad)
 
     def _usable(self, index: int, bad: list[str]) -> dict[str, Any]:
         """The example at ``index``, or the nearest usable one after it."""

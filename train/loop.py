@@ -158,7 +158,7 @@ class Trainer:
             stage.batch_size,
             stage.grad_accum,
             **self.sharing.data_place(),
-            encode=None if self.processor is None else Encode(self.processor, stage.frames),
+            encode=None if self.processor is None else Encode(self.processor, stage.frames, self.sharing.mesh.size > 1),
             max_length=stage.seq_len,
         )
         first, last = self.progress.step * stage.grad_accum, stage.steps * stage.grad_accum

@@ -82,10 +82,15 @@ class Sharing:
         norm: Any = torch.nn.utils.clip_grad_norm_(parameters, most)
         return float(norm.full_tensor())
 
-    def data_place(self) -> dict[str, int]:
-        """``rank`` and ``world`` of the samples: the processes of a sequence get the same ones."""
+    def data_place(self) -> dict[str, Any]:
+        """Of `MicroBatches`: ``rank`` and ``world`` of the samples, which the processes of a sequence share, and what is its ``own``."""
         size = self.mesh.size
-        return {"rank": self.accelerator.process_index // size, "world": self.accelerator.num_processes // size}
+        own = self.core.dealer.own_media if isinstance(self.core, SequenceParallel) else None
+        return {
+            "rank": self.accelerator.process_index // size,
+            "world": self.accelerator.num_processes // size,
+            "own": own,
+        }
 
     def total(self, values: Iterable[float], dtype: torch.dtype) -> list[Any]:
         """Each value summed over all processes."""
@@ -101,9 +106,7 @@ class Sharing:
         return sum(b.targets for b in mine), sum(b.tokens for b in mine), sum(len(b.bad) for b in mine)
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What `core` is called with: of a shared batch the frames and windows of sound that are this process's."""
-        if isinstance(self.core, SequenceParallel):
-            return self.core.own_media(batch)
+        """What `core` is called with."""
         return {**batch, "use_cache": False} if hasattr(self.core, "prepare_inputs_for_generation") else batch
 
     def undo(self) -> None:

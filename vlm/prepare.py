@@ -11,13 +11,14 @@ import torch
 
 from vlm.encoders.audio import log_mel
 from vlm.errors import ConfigError
-from vlm.media import Audio, Video, load_audio, load_image, load_video
+from vlm.media import Audio, Video, VideoPlan, load_audio, load_image, load_video, plan_video
 from vlm.messages import needed
 from vlm.time import frame_edges
 from vlm.time.shots import find_shots
 
 DEFAULT_FRAMES = 64
 STATES_PER_SECOND = 50  # of the Whisper encoder
+_PLANNED = set(inspect.signature(plan_video).parameters)
 VIDEO_OPTIONS = tuple(inspect.signature(load_video).parameters)[1:]  # what a call may say about videos given as paths
 _SLACK = 1 / STATES_PER_SECOND  # s; sound that misses a window by less than one state covers it
 
@@ -38,7 +39,7 @@ class Medium:
         mel: ``[W, mel, frames]`` log-mel spectrograms of the sound, window by window.
         windows: Encoder states to keep of each window.
         start: Seconds by which times of this medium are shifted (a window that does not begin at 0).
-        frames: ``uint8 [T, H, W, 3]``, what the vision tower looks at.
+        frames: ``uint8 [T, H, W, 3]``, what the vision tower looks at; None if they are decoded later.
         timestamps: ``[T]`` seconds of the frames, counted from the start of the file.
         shape: Width of the picture by its height, as shown on a screen (the tower may see it squeezed into a square).
     """
@@ -77,11 +78,11 @@ class Pixels:
     """Frames of one or more media, normalised when they are looked at: a float is four times a byte.
 
     Args:
-        pictures: ``uint8 [T, H, W, 3]`` each.
+        pictures: ``uint8 [T, H, W, 3]`` each, or a plan to decode such.
         pixels: What `normalise` needs.
     """
 
-    def __init__(self, pictures: list[np.ndarray], pixels: dict[str, Any]) -> None:
+    def __init__(self, pictures: list[np.ndarray | VideoPlan], pixels: dict[str, Any]) -> None:
         self.pictures, self.pixels = pictures, pixels
 
     def __len__(self) -> int:
@@ -106,10 +107,16 @@ class Pixels:
 
 
 def prepare_video(
-    part: dict[str, Any], pixels: dict[str, Any], pooling: dict[str, Any], options: dict[str, Any]
+    part: dict[str, Any],
+    pixels: dict[str, Any],
+    pooling: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    planned: bool = False,
 ) -> Medium:
     """A video part: a `Video`, anything `load_video` takes, or precomputed ``features`` with ``timestamps``, ``duration``
-    (and ``segments``, ``edges``)."""
+    (and ``segments``, ``edges``). With ``planned`` frames of a file are decoded when they are looked at, where that is possible: not if
+    shots must be found first."""
     if "features" in part:
         return _from_features(part, pooling)
     source = part.get("video", part.get("path", part.get("url")))
@@ -123,12 +130,15 @@ def prepare_video(
         wanted = {k: v for k, v in options.items() if v is not None and k not in replaced} | own
         if "fps" not in wanted:
             wanted.setdefault("num_frames", DEFAULT_FRAMES)
-        source = load_video(source, **wanted)
+        plan = None
+        if planned and pooling["mode"] != "segments" and wanted.keys() <= _PLANNED:
+            plan = plan_video(source, **wanted)
+        source = plan or load_video(source, **wanted)
     return video_medium(source, pixels, pooling)
 
 
-def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) -> Medium:
-    """A loaded `Video` -> `Medium`; times become relative to the window that was asked for.
+def video_medium(video: Video | VideoPlan, pixels: dict[str, Any], pooling: dict[str, Any]) -> Medium:
+    """A loaded or planned video -> `Medium`; times become relative to the window that was asked for.
 
     Raises:
         ConfigError: The window has no length (a `Video` made by hand without ``end``).
@@ -136,20 +146,23 @@ def video_medium(video: Video, pixels: dict[str, Any], pooling: dict[str, Any]) 
     duration = video.end - video.start
     if not duration > 0:
         raise ConfigError(
-            f"the video {video.source!r} has start={video.start:g} and end={video.end:g} s, a window without length; "
+            f"the video {video.info.source!r} has start={video.start:g} and end={video.end:g} s, a window without length; "
             "give Video(..., end=seconds)"
         )
     timestamps = np.clip(video.timestamps - video.start, 0.0, duration)
-    segments = find_shots(video.frames, **pooling.get("shots", {})) if pooling["mode"] == "segments" else None
+    pictures, segments = video if isinstance(video, VideoPlan) else video.frames, None
+    frames = None if isinstance(pictures, VideoPlan) else pictures
+    if frames is not None and pooling["mode"] == "segments":
+        segments = find_shots(frames, **pooling.get("shots", {}))
     return Medium(
         kind="video",
         duration=duration,
-        num_frames=len(video.frames),
+        num_frames=len(timestamps),
         edges=frame_edges(timestamps, duration),
         segments=segments,
-        pixel_values=Pixels([video.frames], pixels),
+        pixel_values=Pixels([pictures], pixels),
         start=video.start,
-        frames=video.frames,
+        frames=frames,
         timestamps=video.timestamps,
         shape=video.info.width / video.info.height,
     )

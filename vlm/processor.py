@@ -155,6 +155,7 @@ class VLMProcessor(ProcessorMixin):
         *,
         add_generation_prompt: bool = True,
         known_duration: float = 0.0,
+        planned: bool = False,
         **video_options: Any,
     ) -> Prompt:
         """Ids, labels and prepared media of one conversation.
@@ -162,13 +163,14 @@ class VLMProcessor(ProcessorMixin):
         Args:
             messages: OpenAI/HF-style messages (see `data_recipes.sample`).
             known_duration: Seconds of the medium that times refer to when the messages themselves hold none.
+            planned: Decode frames of files when they are looked at (`vlm.media.plan_video`).
             video_options: ``num_frames``, ``fps``, ``start``, ``end``, ... of `vlm.media.load_video`, for parts given as paths.
 
         Raises:
             ConfigError: A message is malformed or a part lacks something; MediaError: a medium cannot be used.
         """
         contents = contents_of(messages)
-        media = [[self._prepare(p, video_options) for p in parts] for parts in contents]
+        media = [[self._prepare(p, video_options, planned) for p in parts] for parts in contents]
         flat = [m for group in media for m in group if m is not None]
         first = _clock(flat)
         duration = first.duration if first is not None else known_duration
@@ -220,12 +222,12 @@ class VLMProcessor(ProcessorMixin):
             self.text_ids(f"{{t:{max(0.0, seconds):.3f}}}", duration) if self.layout["time"].get("interleave") else []
         )
 
-    def _prepare(self, part: dict[str, Any], video_options: dict[str, Any]) -> Medium | None:
+    def _prepare(self, part: dict[str, Any], video_options: dict[str, Any], planned: bool) -> Medium | None:
         kind = part["type"]
         if kind == "text":
             return None
         if kind == "video":
-            medium = prepare_video(part, self.pixels, self.layout["pooling"], video_options)
+            medium = prepare_video(part, self.pixels, self.layout["pooling"], video_options, planned=planned)
         elif kind == "image":
             medium = prepare_images(part, self.pixels)
         elif kind == "audio":
@@ -318,13 +320,17 @@ class VLMProcessor(ProcessorMixin):
         rendered = self.render(messages, add_generation_prompt=add_generation_prompt)
         return _MARK.sub(lambda m: texts[int(m[1])], rendered)
 
-    def training_example(self, messages: list[dict[str, Any]], **video_options: Any) -> dict[str, Any]:
-        """Tensors of one conversation with labels on assistant turns only (their text and the token that ends each)."""
-        return self.tensors(self.prompt(messages, add_generation_prompt=False, **video_options))
+    def training_example(
+        self, messages: list[dict[str, Any]], *, lazy: bool = False, **video_options: Any
+    ) -> dict[str, Any]:
+        """Tensors of one conversation with labels on assistant turns only (text and the token that ends each); see `tensors`."""
+        return self.tensors(
+            self.prompt(messages, add_generation_prompt=False, planned=lazy, **video_options), lazy=lazy
+        )
 
     @staticmethod
     def tensors(prompt: Prompt, *, lazy: bool = False) -> dict[str, Any]:
-        """`Prompt` -> unpadded tensors; `collate` joins several. With ``lazy`` pixels are made when looked at (`vlm.prepare.Pixels`)."""
+        """`Prompt` -> unpadded tensors; `collate` joins several. With ``lazy`` pixels are made (decoded, too, if planned) when looked at."""
         out: dict[str, Any] = {"input_ids": torch.tensor(prompt.ids), "labels": torch.tensor(prompt.labels)}
         visual = [m for m in prompt.media if m.kind != "audio"]
         if pixels := [m.pixel_values for m in visual if m.pixel_values is not None]:
@@ -364,7 +370,7 @@ class VLMProcessor(ProcessorMixin):
         for key in ("pixel_values", "vision_features", "frames_per_medium", "is_video", "mel", "audio_lengths"):
             values = [e[key] for e in examples if key in e]
             if values:
-                out[key] = torch.cat(values)
+                out[key] = Pixels.joined(values) if isinstance(values[0], Pixels) else torch.cat(values)
         if "frames_per_medium" in out:
             out["segments"] = [s for e in examples for s in e.get("segments", [])]
         return out

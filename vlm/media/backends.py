@@ -95,14 +95,19 @@ class _OptionalReader:
             for frame, time in zip(frames, seconds, strict=True):
                 yield resize(frame, scaler), float(time)
 
-    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        starts = self._starts
+    def times(self, request: Request) -> np.ndarray | None:
+        """Times of the frames that `frames` yields, in seconds, without decoding them."""
+        found: np.ndarray = self._starts[self._indices(request)]
+        return found if request.snap == "exact" else None
+
+    def _indices(self, request: Request) -> np.ndarray:
         if request.times is not None:
-            indices = np.searchsorted(starts, request.times + _SLACK, side="right") - 1
-        else:
-            first = int(np.searchsorted(starts, request.start + _SLACK, side="right")) - 1
-            indices = np.arange(max(first, 0), int(np.searchsorted(starts, request.end - _SLACK)))
-        indices = np.maximum(indices, 0)
+            return np.maximum(np.searchsorted(self._starts, request.times + _SLACK, side="right") - 1, 0)
+        first = int(np.searchsorted(self._starts, request.start + _SLACK, side="right")) - 1
+        return np.arange(max(first, 0), int(np.searchsorted(self._starts, request.end - _SLACK)))
+
+    def _chunks(self, request: Request) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        starts, indices = self._starts, self._indices(request)
         for place in range(0, len(indices), _CHUNK):
             self.deadline.check(self._source.name)
             part = indices[place : place + _CHUNK]

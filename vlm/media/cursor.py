@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vlm.media.limits import Deadline, MediaLimits
 from vlm.media.probe import timed_by_decoding
-from vlm.media.source import Source, open_container, packets_of
+from vlm.media.source import Source, open_container, packets_of, read_only
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame, VideoStream
@@ -93,7 +93,7 @@ class Cursor:
         self.reordered = self._by_decoding and bool(self._decoder.has_b_frames)
         self._lead = _LEADING * self._tick if self.reordered else 0
         self._fresh = True
-        _read_only(container, index)
+        read_only(container, index)
 
     def close(self) -> None:
         """Close the container."""
@@ -131,9 +131,10 @@ class Cursor:
         """Is the last frame that could be decoded the one shown at `tick`, or does the file end before?"""
         if self._last_read is None or tick <= self._last_read:
             return True  # packets up to the target were there; what is missing was damaged, the picture stands still
-        end = self._note_end(frame)
-        hold = 0 if self._ended_early() else round(_HOLD_SECONDS / self.base)
-        return tick <= end + hold
+        return tick <= self._note_end(frame) + self._hold()
+
+    def _hold(self) -> int:
+        return 0 if self._ended_early() else round(_HOLD_SECONDS / self.base)
 
     def _note_end(self, frame: VideoFrame) -> int:
         end = pts_of(frame) + max(frame.duration or 0, self._tick)
@@ -210,6 +211,29 @@ class Cursor:
                 return frame
             self._decoder.flush_buffers()
         return None
+
+    def times_at(self, ticks: Sequence[int]) -> list[int] | None:
+        """Times of the frames that `frames_at` would yield, read off the packets: nothing is decoded.
+
+        None where packets do not tell: they have no times, or the file ends early.
+        """
+        if self._by_decoding:
+            return None
+        found: list[int] = []
+        for group in self.groups(ticks):
+            shown: list[int] = []
+            for packet in self._seek(group[0]):
+                if packet.pts is None:
+                    return None
+                if not packet.is_discard and not packet.is_corrupt:
+                    insort(shown, packet.pts)
+                if len(shown) - bisect_right(shown, group[-1]) > _LEADING:  # no codec reorders more frames
+                    break
+            else:
+                if not shown or group[-1] > shown[-1] + max(self._tick, self._hold()):
+                    return None
+            found += [shown[max(0, bisect_right(shown, tick) - 1)] for tick in group]
+        return found
 
     # ---------------------------------------------------------------- packets -> frames
 
@@ -370,13 +394,3 @@ class Cursor:
 def pts_of(frame: VideoFrame) -> int:
     """Presentation time of a frame in ticks; the cursor has filled in missing ones."""
     return frame.pts or 0
-
-
-def _read_only(container: InputContainer, index: int) -> None:
-    """Tell the demuxer not to read the other streams (PyAV can since 17.1; before, their packets are thrown away)."""
-    import av.stream
-
-    discard = getattr(av.stream, "Discard", None)
-    for other in container.streams:
-        if discard is not None and other.index != index:
-            other.discard = discard.all

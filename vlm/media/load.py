@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, Self, get_args
@@ -24,6 +24,7 @@ from vlm.media.types import Audio, Video, VideoInfo
 
 Backend = Literal["auto", "pyav", "torchcodec", "decord"]
 Snap = Literal["exact", "keyframe"]
+_SLACK = 1e-6  # s
 VideoSource = str | Path | bytes | BinaryIO | np.ndarray | Sequence[Any]
 
 
@@ -38,6 +39,8 @@ class Reader(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def frames(self, request: Request) -> Generator[FrameAt, None, None]: ...
+
+    def times(self, request: Request) -> np.ndarray | None: ...
 
 
 def load_video(
@@ -173,6 +176,90 @@ def iter_video(
                 arrays = _stack(batch)
                 with reader.deadline.paused():
                     yield arrays
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """Which frames `load_video` would give and when they are shown. They are decoded when they are looked at, so that of several processes
+    each can decode its own.
+
+    Attributes:
+        timestamps: As in `Video`, float64 [T]; likewise
+        info, start and end.
+        request: What is asked of the reader.
+        files: What was asked for, opened-able.
+        how: (back end, frame_fps, limits).
+    """
+
+    timestamps: np.ndarray
+    info: VideoInfo
+    start: float
+    end: float
+    request: Request
+    files: Any
+    how: tuple[Backend, float, MediaLimits]
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Decode some of the frames: uint8 [n, H, W, 3].
+
+        Their number is what was planned, whatever is damaged, because other processes count on it: where a frame cannot be had, the
+        picture stands still, and is grey if none of these can.
+
+        Warns:
+            MediaWarning: Some cannot.
+        """
+        wanted = self.timestamps[rows]
+        height, width = self.request.size or (self.info.height, self.info.width)
+        out = np.full((len(wanted), height, width, 3), 128, np.uint8)
+        if not len(wanted):
+            return out
+        backend, frame_fps, limits = self.how
+        limits.check_decoded(self.info.source, out.nbytes)
+        request = replace(self.request, times=wanted, size=(height, width))
+        found: list[FrameAt] = []
+        with suppress(MediaError), _open_reader(self.files, backend, frame_fps, limits) as reader:
+            found += reader.frames(request)
+        times = np.array([seconds for _, seconds in found] or [-1.0])
+        place = np.maximum(np.searchsorted(times, wanted + _SLACK, side="right") - 1, 0)
+        if lost := int((np.abs(times[place] - wanted) > _SLACK).sum()):
+            warnings.warn(
+                MediaWarning(f"{self.info.source}: {lost} frames cannot be decoded; the picture stands still"),
+                stacklevel=2,
+            )
+        for i, j in enumerate(place if found else ()):
+            out[i] = found[j][0]
+        return out
+
+
+def plan_video(
+    src: VideoSource,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    size: tuple[int, int] | int | None = None,
+    sampling: Sampling = "centres",
+    backend: Backend = "auto",
+    frame_fps: float = 1.0,
+    limits: MediaLimits | None = None,
+) -> VideoPlan | None:
+    """What `load_video` would give, without decoding it; None where only decoding tells (files that are cut off or give no times).
+
+    Arguments and errors are those of `load_video`.
+    """
+    limits = limits or MediaLimits()
+    check_request(num_frames=num_frames, fps=fps, rule=sampling)
+    files = resolve_files(src, limits)
+    with _open_reader(files, backend, frame_fps, limits) as reader:
+        request = _request(reader.info, num_frames, fps, start, end, size, sampling, "exact", limits)
+        times = reader.times(request)
+        if times is None or not len(times):
+            return None
+        return VideoPlan(times, reader.info, request.start, request.end, request, files, (backend, frame_fps, limits))
 
 
 def probe(src: VideoSource, *, frame_fps: float = 1.0, limits: MediaLimits | None = None) -> VideoInfo:

@@ -129,6 +129,13 @@ class PyavReader:
                 yield from self._exact(cursor, ticks, request)
         self._report(request)
 
+    def times(self, request: Request) -> np.ndarray | None:
+        """Times of the frames that `frames` yields, in seconds, without decoding them; None where only decoding tells."""
+        if request.times is None or request.snap != "exact":
+            return None
+        found = self._cursors[0].times_at([self._to_tick(t) for t in request.times.tolist()])
+        return None if found is None else np.array([self._to_seconds(tick) for tick in found])
+
     def _every(self, cursor: Cursor, request: Request) -> Iterator[FrameAt]:
         scale = Scaler(self._source.name, request.size, self._limits)
         for frame in cursor.frames_between(self._to_tick(request.start), self._to_stop(request.end)):

@@ -230,3 +230,13 @@ def _has_moov(source: Source) -> bool:
     finally:
         if source.reopenable:
             file.close()
+
+
+def read_only(container: InputContainer, index: int) -> None:
+    """Tell the demuxer not to read the other streams (PyAV can since 17.1; before, their packets are thrown away)."""
+    import av.stream
+
+    discard = getattr(av.stream, "Discard", None)
+    for other in container.streams:
+        if discard is not None and other.index != index:
+            other.discard = discard.all

@@ -86,6 +86,11 @@ class StillsReader:
             self.deadline.check(self._name)
             yield resize(self._get(int(index)), scaler), float(self._starts[index])
 
+    def times(self, request: Request) -> np.ndarray:
+        """Times of the frames that `frames` yields, in seconds."""
+        found: np.ndarray = self._starts[self._indices(request)]
+        return found
+
     def _indices(self, request: Request) -> np.ndarray:
         if request.times is not None:
             return np.maximum(np.searchsorted(self._starts, request.times + 1e-6, side="right") - 1, 0)

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -40,6 +41,51 @@ class Part:
     stop: int
     num_frames: int
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """Tells which media of a batch a process looks at. Small, so that workers that prepare data can have one.
+
+    Attributes:
+        pooler: Of videos.
+        image_pooler: Of pictures.
+        grid: Positions of a frame when it is pooled.
+        size: Processes that share the sequence.
+        rank: This process's place.
+    """
+
+    pooler: Pooler
+    image_pooler: Pooler
+    grid: Grid
+    size: int = 1
+    rank: int = 0
+
+    def frames_of(
+        self, frames_per_medium: Sequence[int], is_video: Sequence[bool], segments: Segments | None = None
+    ) -> list[list[Part]]:
+        """Which frames each process looks at: decode no others."""
+        poolers = [self.pooler if video else self.image_pooler for video in is_video]
+        shots = None if segments is None else [s if v else None for s, v in zip(segments, is_video, strict=True)]
+        return deal_frames(poolers, frames_per_medium, self.grid, self.size, shots)
+
+    def own_media(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A whole batch of `VLMProcessor.collate` with the frames and windows of sound that are this process's. Of pixels that are made
+        when they are looked at (`vlm.prepare.Pixels`) no others are made."""
+        own = dict(batch)
+        if batch.get("frames_per_medium") is not None:
+            frames = batch["frames_per_medium"].tolist()
+            starts = [0, *accumulate(frames)]
+            parts = self.frames_of(frames, batch["is_video"].tolist(), batch.get("segments"))[self.rank]
+            for key in ("pixel_values", "vision_features"):
+                if batch.get(key) is not None:
+                    whole = batch[key]
+                    mine = [whole[starts[p.medium] + p.first : starts[p.medium] + p.stop] for p in parts]
+                    own[key] = torch.cat([whole[:0], *mine])
+        if batch.get("mel") is not None:
+            heard = windows(len(batch["mel"]), self.size)[self.rank]
+            own["mel"] = batch["mel"][heard.start : heard.stop]
+        return own
 
 
 def deal_frames(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from vlm.errors import AlignmentError, ConfigError
 from vlm.loss import head_loss
 from vlm.parallel.attention import ParallelAttention
 from vlm.parallel.cache import ShardedCache
-from vlm.parallel.frames import Part, Segments, deal_frames, move_to_places, token_ranges, windows
+from vlm.parallel.frames import Dealer, Part, Segments, move_to_places, token_ranges, windows
 from vlm.parallel.interface import use_shared_attention
 from vlm.parallel.layout import Layout
 from vlm.parallel.mesh import Mesh
@@ -62,34 +61,13 @@ class SequenceParallel(nn.Module):
         self._before = model.language_model.config._attn_implementation
         use_shared_attention(model.language_model)
         self.model, self.mesh, self.order, self.inner = model, mesh, order, inner
+        self.dealer = Dealer(model.pooler, model.image_pooler, model.pooled_grid, mesh.size, mesh.rank)
 
     # -- stage one -------------------------------------------------------------------------------------------------------
 
-    def frames_of(
-        self, frames_per_medium: Sequence[int], is_video: Sequence[bool], segments: Segments | None = None
-    ) -> list[list[Part]]:
-        """Which frames each process looks at: decode no others."""
-        model = self.model
-        poolers = [model.pooler if video else model.image_pooler for video in is_video]
-        shots = None if segments is None else [s if v else None for s, v in zip(segments, is_video, strict=True)]
-        return deal_frames(poolers, frames_per_medium, model.pooled_grid, self.mesh.size, shots)
-
     def own_media(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A whole batch of `VLMProcessor.collate` with the frames and windows of sound that are this process's."""
-        own = dict(batch)
-        if batch.get("frames_per_medium") is not None:
-            frames = batch["frames_per_medium"].tolist()
-            starts = [0, *accumulate(frames)]
-            parts = self.frames_of(frames, batch["is_video"].tolist(), batch.get("segments"))[self.mesh.rank]
-            for key in ("pixel_values", "vision_features"):
-                if batch.get(key) is not None:
-                    whole = batch[key]
-                    mine = [whole[starts[p.medium] + p.first : starts[p.medium] + p.stop] for p in parts]
-                    own[key] = torch.cat([whole[:0], *mine])
-        if batch.get("mel") is not None:
-            heard = windows(len(batch["mel"]), self.mesh.size)[self.mesh.rank]
-            own["mel"] = batch["mel"][heard.start : heard.stop]
-        return own
+        """See `Dealer.own_media`."""
+        return self.dealer.own_media(batch)
 
     def release(self) -> None:
         """Give the text tower the attention back that it had."""
@@ -134,7 +112,7 @@ class SequenceParallel(nn.Module):
         Args:
             ids_L: Token ids of the whole packed sequence.
             layout: Who holds which of them.
-            pixel_values: Frames of this process (see `frames_of`), or
+            pixel_values: Frames of this process (see `Dealer.frames_of`), or
             vision_features: what the eyes made of them.
             frames_per_medium: ``[M]`` of the whole batch; likewise ``is_video``, ``segments`` and ``audio_lengths``.
             is_video: ``[M]``.
@@ -148,7 +126,7 @@ class SequenceParallel(nn.Module):
         embeds_ND = table(ids_L[rows])
         if frames_per_medium is not None and is_video is not None:
             videos = [bool(v) for v in is_video.tolist()]
-            dealt = self.frames_of(frames_per_medium.tolist(), videos, segments)
+            dealt = self.dealer.frames_of(frames_per_medium.tolist(), videos, segments)
             parts = dealt[self.mesh.rank]
             if vision_features is None and pixel_values is not None and parts:
                 vision_features = model.encode_frames(pixel_values.to(model.dtype))

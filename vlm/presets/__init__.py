@@ -1,7 +1,8 @@
 """`load`: one entry for our presets, a local folder or a hub id.
 
-A preset is a folder beside this file. `nano` is complete. `smol` holds only trained parts: its backbones come from pip packages and are
-assembled once, in the user's cache, into an ordinary ``save_pretrained`` folder that every later load reads like any other.
+A preset is a folder beside this file. `nano` is complete, and so is `nano-short`, the same before it saw any long clip. `smol` holds
+only trained parts: its backbones come from pip packages and are assembled once, in the user's cache, into an ordinary ``save_pretrained``
+folder that every later load reads like any other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from vlm.errors import CheckpointError, ConfigError, VLMError
 
-PRESETS = ("smol", "nano")
+PRESETS = ("smol", "nano", "nano-short")
 
 
 def preset_folder(name: str) -> Path:
@@ -23,7 +24,7 @@ def preset_folder(name: str) -> Path:
 def load(
     name: str | Path = "smol", *, device: str | None = None, dtype: Any = None, attn_implementation: Any = None
 ) -> Any:
-    """An `Assistant` for a preset (``smol``, ``nano``), a folder written by ``save_pretrained``, or a hub id.
+    """An `Assistant` for a preset (``smol``, ``nano``, ``nano-short``), a folder written by ``save_pretrained``, or a hub id.
 
     Args:
         name: What to load.
