@@ -337,17 +337,31 @@ class _Ring(torch.autograd.Function):
         q, kv, out, lse = ctx.saved_tensors
         places, travelling = len(ctx.rows), kv
         grad_q = q.new_zeros(q.shape, dtype=accumulator(q.dtype))
-        grad_kv = kv.new_zeros(kv.shape, dtype=accumulator(q.dtype))
+        gathering: _Pass | None = (
+            None  # gradients travel with their keys, one hop behind: on their way while the next are computed
+        )
         for hop in range(places):
             here = (ctx.place - hop) % places
             before = ctx.rows[(here - 1) % places]
             coming = _Pass(travelling, before, ctx.group, ctx.place) if hop < places - 1 else None
+            grad_kv = travelling.new_zeros(travelling.shape, dtype=accumulator(q.dtype))
             saved = (grad, q, *_by_token(travelling), out, lse)
             _add_gradients((grad_q, *_by_token(grad_kv)), saved, ctx.blocks[here], ctx.scale)
-            grad_kv = _Pass(grad_kv, before, ctx.group, ctx.place).wait()  # the last hop brings mine home
+            if gathering is not None:
+                grad_kv += gathering.wait()
+            gathering = _Pass(grad_kv, before, ctx.group, ctx.place)
             if coming is not None:
                 travelling = coming.wait()
-        return grad_q.to(q.dtype), grad_kv.to(kv.dtype), None, None, None, None, None
+        assert gathering is not None
+        return (
+            grad_q.to(q.dtype),
+            gathering.wait().to(kv.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )  # the last hop has brought mine home
 
 
 def _by_token(x_2KNd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

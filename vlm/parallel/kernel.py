@@ -2,7 +2,8 @@
 kernels.
 
 Shapes: q ``[N, H, d]``; k and v ``[M, K, d]`` with H a multiple of K (grouped queries); out like q; lse ``[N, H]``.
-On the CPU and on CUDA torch's own flash kernels do the work (half precision only on CUDA); anything else is computed in plain torch.
+On the CPU and on CUDA torch's own flash kernels do the work (half precision only on CUDA, and only if they pass a check against plain torch
+when they are first needed, because no test of ours runs there); anything else is computed in plain torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 _aten: Any = torch.ops.aten
 _cpu_flash: Any = _aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_flash_backward: Any = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+_cuda_flash: Any = _aten._flash_attention_forward
+_cuda_flash_backward: Any = _aten._flash_attention_backward
 
 
 def attend(
@@ -24,11 +27,11 @@ def attend(
     if q.device.type == "cpu" and _takes_groups():
         out, lse = _cpu_flash(*(_heads_first(x) for x in (q, k, v)), 0.0, causal, scale=scale)
         return out[0].transpose(0, 1), lse[0].T
+    if _fused(q):
+        return _attend_on_cuda(q, k, v, causal, scale)
     q4, k4, v4 = _by_group(q, k, v)
     if q.device.type == "cpu":
         out, lse = _cpu_flash(q4, k4, v4, 0.0, causal, scale=scale)
-    elif _cuda_flash(q):
-        out, lse = _aten._scaled_dot_product_flash_attention(q4, k4, v4, 0.0, causal, scale=scale)[:2]
     else:
         scores = _scores(q4, k4, causal, scale)
         lse = scores.logsumexp(-1)
@@ -53,12 +56,14 @@ def attend_backward(
         tensors = [_heads_first(x) for x in (grad, q, k, v, out)]
         whole = _cpu_flash_backward(*tensors, lse.T[None].contiguous(), 0.0, causal, scale=scale)
         return whole[0][0].transpose(0, 1), whole[1][0].transpose(0, 1), whole[2][0].transpose(0, 1)
+    if _fused(q):
+        return _backward_on_cuda(grad, q, k, v, out, lse, causal, scale)
     q4, k4, v4 = _by_group(q, k, v)
     grad4, out4 = _split_heads(grad, k.shape[1]), _split_heads(out, k.shape[1])
     lse4 = lse.view(q.shape[0], *q4.shape[:2]).permute(1, 2, 0)
     if q.device.type == "cpu":
         grads = _cpu_flash_backward(grad4, q4, k4, v4, out4, lse4.contiguous(), 0.0, causal, scale=scale)
-    else:  # plain torch; the fused CUDA kernel's backward needs its own random state and sequence tables
+    else:
         shares = (_scores(q4, k4, causal, scale) - lse4[..., None]).exp()
         grad_shares = grad4.to(shares.dtype) @ v4.to(shares.dtype).transpose(-1, -2)
         delta = (grad4.to(shares.dtype) * out4.to(shares.dtype)).sum(-1, keepdim=True)
@@ -124,5 +129,55 @@ def _scores(q4: torch.Tensor, k4: torch.Tensor, causal: bool, scale: float) -> t
     return scores
 
 
-def _cuda_flash(q: torch.Tensor) -> bool:
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16)
+def _attend_on_cuda(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens first and grouped heads, as the kernel has them itself."""
+    sizes = (None, None, len(q), len(k), 0.0, causal)
+    out, lse = _cuda_flash(q[None], k[None], v[None], *sizes, False, scale=scale)[:2]
+    return out[0], lse[0].T
+
+
+def _backward_on_cuda(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    chance = torch.zeros(2, dtype=torch.uint64, device=q.device)  # state of a dropout that there is not
+    sizes = (None, None, len(q), len(k), 0.0, causal)
+    tensors = [x.to(q.dtype)[None] for x in (grad, q, k, v, out)]
+    grads = _cuda_flash_backward(*tensors, lse.T[None].float().contiguous(), *sizes, chance, chance[0], scale=scale)
+    return grads[0][0], grads[1][0], grads[2][0]
+
+
+def _fused(q: torch.Tensor) -> bool:
+    halves = (torch.float16, torch.bfloat16)
+    return q.device.type == "cuda" and q.dtype in halves and _passes(q.device, q.dtype, q.shape[-1])
+
+
+@cache
+def _passes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the fused kernel gives what plain torch does for heads of this width, forward and backward."""
+    made = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(40, heads, width, generator=made).to(device, dtype) for heads in (4, 2, 2, 4))
+    whole = [x.float().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        q4, k4, v4 = _by_group(*whole)
+        wanted = (_scores(q4, k4, True, 0.3).softmax(-1) @ v4).permute(2, 0, 1, 3).reshape(q.shape)
+        wanted.backward(grad.float())
+    try:
+        out, lse = _attend_on_cuda(q, k, v, True, 0.3)
+        grads = _backward_on_cuda(grad, q, k, v, out, lse, True, 0.3)
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+    ):  # an older or newer torch, a width or a GPU that the kernel does not take
+        return False
+    pairs = [(out, wanted), *((g, x.grad) for g, x in zip(grads, whole, strict=True))]
+    return all(float((a.float() - b).abs().max()) <= 0.03 * float(b.abs().max()) for a, b in pairs if b is not None)

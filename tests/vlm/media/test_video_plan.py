@@ -30,7 +30,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(self: Cursor, packet: Any) -> Any:
         frames = decode(self, packet)
-        found.extend(frame.pts for frame in frames)
+        found.extend(frame.pts or 0 for frame in frames)
         return frames
 
     monkeypatch.setattr(Cursor, "_decode", counting)
