@@ -31,7 +31,7 @@ export VLM_PICTURE := $(value PICTURE)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format bench bench-media bench-mmsp bench-training bench-long soak wheel clean
+.PHONY: help run demo test check format bench bench-media bench-mmsp bench-training bench-long test-zero soak wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -73,6 +73,9 @@ bench-training: $(VENV)/.dev ## Measure packing and the chunked loss (docs/resul
 
 bench-long: $(VENV)/.dev ## Measure memory and time of long prompts (docs/results/bench-long.json; about an hour)
 	@$(BIN)/python scripts/bench_long.py $(ARGS)
+
+test-zero: $(VENV)/.dev $(MMSP)/.ready ## Test DeepSpeed's ZeRO, which `make test` leaves out (needs a C++ compiler)
+	@OMP_NUM_THREADS=1 $(MMSP)/bin/python -m pytest -q -p no:cacheprovider tests/train/test_zero.py $(PYTEST_FLAGS)
 
 soak: $(VENV)/.dev ## Run the long suites that `make test` leaves out
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_FLAGS)
@@ -118,7 +121,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# The rivals of bench-mmsp get an environment of their own that reads $(VENV), which stays as the tests need it.
+# The rivals of bench-mmsp (one of them, DeepSpeed, is for test-zero, too) get an environment of their own that reads $(VENV), which stays as the tests need it.
 $(MMSP)/.ready: $(VENV)/.run
 	$(say) "Installing the rivals of bench-mmsp"
 	@$(BIN)/python -m venv --clear --without-pip $(MMSP)

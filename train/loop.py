@@ -22,7 +22,7 @@ from train.build import build_collate, build_dataset, build_model
 from train.callbacks import Callback
 from train.checkpoint import Checkpoint, CheckpointStore
 from train.data import Batch, Encode, MicroBatches, Order, Prefetcher
-from train.optim import build_optimizer, load_optimizer_tensors, lr_factor, optimizer_tensors
+from train.optim import build_optimizer, lr_factor
 from train.prepare import (
     divides_by_item_count,
     freeze,
@@ -137,11 +137,10 @@ class Trainer:
         if self.progress.step >= stage.steps:
             return False
         self.sharing = Sharing.of(stage, self.model, self.accelerator)
-        self.wrapped = self.sharing.wrap()
+        self.wrapped, self.optimizer = self.sharing.wrap(lambda: build_optimizer(self.model, rates, stage))
         self.names = {id(p): name for name, p in self.model.named_parameters()}
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.model, rates, stage))
         if found is not None:
-            load_optimizer_tensors(self.optimizer.optimizer, self.names, found.tensors["optimizer"])
+            self.sharing.load_optimizer(self.optimizer, self.names, found.tensors["optimizer"])
         self.counts_items = divides_by_item_count(self.model)
         self._steps(number, stage)
         self.sharing.undo()
@@ -253,7 +252,7 @@ class Trainer:
         parts["loss"] = total
         for name, value in parts.items():
             losses[name] = losses.get(name, 0.0) + float(value.detach())
-        self.accelerator.backward(total * self.accelerator.num_processes)  # processes are averaged, the loss is a sum
+        self.sharing.backward(self.wrapped, total)
 
     def _update(self, stage: Stage, finite: bool) -> float:
         """The optimizer step, unless the gradients are to be thrown away; returns the largest learning rate."""
@@ -289,8 +288,9 @@ class Trainer:
         if not ((first := self.accelerator.is_main_process) or self.sharing.sharded):
             return
         with self.preemption.updating:
-            weights = gathered(snapshot(self.model, None if self.recipe.save == "all" else self.trained), keep=first)
-            optimizer = gathered(optimizer_tensors(self.optimizer.optimizer, self.names), keep=first)
+            whole = snapshot(self.model, None if self.recipe.save == "all" else self.trained)
+            weights = gathered(self.sharing.weights(self.optimizer, self.model, whole), keep=first)
+            optimizer = gathered(self.sharing.optimizer_tensors(self.optimizer, self.names), keep=first)
             state: dict[str, Any] = {"progress": asdict(self.progress), "recipe": self.recipe.as_dict()}
             state["trained"] = sorted(self.trained)
             if not first:

@@ -42,9 +42,12 @@ class Unit(nn.Module):
         return outputs
 
     def _enter(
-        self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+        self, decoder: Any, args: tuple[Any, ...], inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        embeds = inputs["inputs_embeds"]
+        embeds = inputs.get("inputs_embeds")
+        if embeds is None:  # a language model alone
+            embeds = decoder.get_input_embeddings()(inputs["input_ids"])
+            inputs = {**inputs, "input_ids": None}
         if torch.is_grad_enabled():
             nothing = 0.0 * sum(p.flatten()[0] for p in self._outside() if p.requires_grad)
             embeds = embeds + torch.as_tensor(nothing, device=embeds.device).to(embeds.dtype)

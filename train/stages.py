@@ -47,6 +47,7 @@ class Parallel:
         order: How a sequence is dealt out over a ring; ``zigzag`` balances the work.
         node: Processes of a node, between which sending is cheap.
         shard: Spread weights, gradients and optimizer state over all processes (FSDP2), instead of keeping them whole on each (DDP).
+        zero: The same by DeepSpeed: path of its configuration (`train.zero`).
     """
 
     sp_size: int = 1
@@ -55,6 +56,7 @@ class Parallel:
     order: Literal["zigzag", "contiguous"] = "zigzag"
     node: int = 8
     shard: bool = False
+    zero: str | None = None
 
 
 @dataclass
@@ -74,8 +76,7 @@ class Stage:
         seq_len: Longest example, tokens. A longer one counts as unusable (see ``max_bad``).
         frames: Frames per video; None leaves it to the processor.
         rope_theta: New rotary base of the language model, for context extension.
-        schedule: Learning rate after the warm-up.
-        warmup: Linear warm-up; below 1 a fraction of ``steps``, from 1 on a number of steps.
+        schedule: Learning rate after the linear ``warmup``: a fraction of ``steps`` if below 1, else a number of steps.
         min_lr: Where ``cosine`` and ``linear`` end, as a fraction of the learning rate.
         weight_decay: AdamW weight decay of parameters with two dimensions or more.
         betas: AdamW betas.
