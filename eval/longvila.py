@@ -3,6 +3,7 @@ the five-stage curriculum, and a needle among 1400 frames. What the paper says i
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -316,6 +317,23 @@ def curriculum(setting: Setting) -> list[Row]:
         rows += _needle_rows(
             name, paper, found, lengths, 99.5 if until is None else None, needles=10, depths=6, chance=10.0
         )
+    seconds: dict[str, float] = {}
+    for line in (out / "history.jsonl").read_text(encoding="utf-8").splitlines():
+        step = json.loads(line)
+        seconds[step["global_step"]] = step["tokens"] / step["tokens_per_s"]
+    about: dict[str, Any] = {"steps": len(seconds), "processes": 1, "threads": 1}
+    minutes = sum(seconds.values()) / 60
+    rows.append(
+        finding(
+            "time of all five stages",
+            "336 A100 hours for stage 4 alone [P-LV]",
+            minutes,
+            "min",
+            60,
+            at_least=False,
+            **about,
+        )
+    )
     return rows
 
 

@@ -7,6 +7,7 @@ python -m train.nano runs/nano/final --folder vlm/presets/nano
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from data_recipes.synth.nano_tokenizer import build_nano_tokenizer
 from train.nano_senses import audio_config, load_ears, load_eyes, vision_config
+from train.stages import parse_recipe
 from vlm.config import VLMConfig
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
@@ -154,14 +156,16 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
 
 def _extend(nano: VLMForConditionalGeneration, run: Path) -> None:
     """Give ``nano`` the rotary base that the stages of ``run`` have set so far, and room for their lengths."""
-    about: dict[str, Any] = next(
-        (json.loads(f.read_text()) for f in (run / PARTS_JSON, run / "state.json") if f.is_file()), {}
-    )
-    stages = (about.get("recipe") or {}).get("stages", [])
-    done = stages[: about.get("progress", {}).get("stage", len(stages)) + 1]
-    for stage in done:
-        if stage.get("rope_theta"):
-            RotaryBase(stage["rope_theta"], stage["seq_len"]).prepare(nano)
+    parts, state = run / PARTS_JSON, run / "state.json"
+    stages: list[list[dict[str, Any]]] = []  # plugins of each stage that is done
+    if parts.is_file():
+        stages = json.loads(parts.read_text())["plugins"]
+    elif state.is_file():
+        about = json.loads(state.read_text())
+        recipe = parse_recipe(about["recipe"])
+        stages = [[asdict(p) for p in stage.all_plugins] for stage in recipe.stages[: about["progress"]["stage"] + 1]]
+    for plugin in (p for stage in stages for p in stage if p["call"] == "rotary_base"):
+        RotaryBase(**plugin["args"]).prepare(nano)
 
 
 if __name__ == "__main__":

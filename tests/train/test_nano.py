@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_recipes.synth.shapes_scene import SOUND_RATE, tone
+from train.stages import load_recipe
 from vlm.encoders import log_mel
 from vlm.errors import CheckpointError
+from vlm.model import VLMForConditionalGeneration
 from vlm.plugins.parts import tensors_by_name
+from vlm.presets import preset_folder
 
 pytest.importorskip("timm")
 
-from train.nano import export, model
+from train.nano import export, model, restart
 from train.nano_senses import SLICES, ears_model, eyes_model
 
 
@@ -95,3 +99,29 @@ def test_a_finished_run_and_a_checkpoint_export_the_same_model(tmp_path: Path) -
     assert one and set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         export(tmp_path)
+
+
+def test_the_rotary_base_that_a_run_ended_with_is_exported(tmp_path: Path) -> None:
+    nano, _ = model(seed=5)
+    nano.save_pretrained(tmp_path / "final")
+    plugins = [[], [{"call": "rotary_base", "args": {"theta": 3e6, "seq_len": 20000}}], []]
+    (tmp_path / "final" / "recipe.json").write_text(json.dumps({"plugins": plugins}))
+    text = json.loads((export(tmp_path / "final", tmp_path / "out") / "config.json").read_text())["text_config"]
+    assert (text["rope_parameters"]["rope_theta"], text["max_position_embeddings"]) == (3e6, 20000)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    save_file(load_file(tmp_path / "final" / "model.safetensors"), checkpoint / "weights.safetensors")
+    recipe = load_recipe("longvila_nano").as_dict()
+    for stage, theta in ((2, 1e6), (3, 2e7), (4, 2e7)):
+        (checkpoint / "state.json").write_text(json.dumps({"recipe": recipe, "progress": {"stage": stage}}))
+        text = json.loads((export(checkpoint, tmp_path / f"{stage}") / "config.json").read_text())["text_config"]
+        assert text["rope_parameters"]["rope_theta"] == theta
+
+
+def test_the_five_stages_start_with_connectors_that_know_nothing() -> None:
+    shipped = VLMForConditionalGeneration.from_pretrained(preset_folder("nano-short"), dtype=torch.float32)
+    fresh, processor = restart("nano-short")
+    before, after = shipped.state_dict(), fresh.state_dict()
+    other = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert other == {"mm_projector", "audio_projector"}
+    assert len(processor.tokenizer) == fresh.get_input_embeddings().num_embeddings
