@@ -68,15 +68,15 @@ class Stage:
         trainable: Learning rate by module path prefix (``mm_projector``) or pattern (``*.lora_*``). The last entry that
             matches a parameter counts; 0 freezes. Everything that no entry matches is frozen.
         data: Makes the dataset. Receives ``seed``, ``processor``, ``frames`` and ``seq_len`` too if it has arguments of
-            that name. Item i must be a pure function of the seed and i, with generators of its own: the global ones
-            belong to the model, and items are prepared in the background.
+            that name. Item i must be a pure function of the seed and i, with generators of its own (global ones are the model's).
         steps: Optimizer steps.
         batch_size: Samples per optimizer step, over all processes and accumulation steps together.
         grad_accum: Micro-batches per process and step; more of them need less memory and give the same result.
         seq_len: Longest example, tokens. A longer one counts as unusable (see ``max_bad``).
         frames: Frames per video; None leaves it to the processor.
         rope_theta: New rotary base of the language model, for context extension.
-        schedule: Learning rate after the linear ``warmup``: a fraction of ``steps`` if below 1, else a number of steps.
+        schedule: Learning rate after the warm-up.
+        warmup: Linear warm-up; below 1 a fraction of ``steps``, from 1 on a number of steps.
         min_lr: Where ``cosine`` and ``linear`` end, as a fraction of the learning rate.
         weight_decay: AdamW weight decay of parameters with two dimensions or more.
         betas: AdamW betas.
