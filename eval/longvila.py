@@ -93,33 +93,10 @@ def exactness(setting: Setting) -> list[Row]:
     return rows
 
 
-def _plain_model(seed: int, *, heads: int = 8, kv: int = 2, layers: int = 2) -> Any:
-    """A random model of which only the language model matters."""
-    import torch
-
-    from vlm.config import VisionConfig, VLMConfig
-    from vlm.model import VLMForConditionalGeneration
-
-    text = {
-        "model_type": "llama", "vocab_size": 4096, "hidden_size": 64 * heads, "intermediate_size": 160 * heads, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv, "tie_word_embeddings": True, "max_position_embeddings": 65536,
-    }  # fmt: skip
-    eyes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "patch_size": 8,
-    }
-    torch.manual_seed(seed)
-    return VLMForConditionalGeneration(
-        VLMConfig(
-            text_config=text,
-            vision_config=VisionConfig(name="siglip_vision_model", image_size=32, tower=eyes),
-            connector={"type": "linear"},
-            time={"codec": "seconds"},
-        )
-    ).train()
+_TEXT = {
+    "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1280, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "max_position_embeddings": 65536,
+}  # fmt: skip
 
 
 def _step_seconds(rank: int, length: int, seed: int, repeats: int) -> dict[str, list[float]]:
@@ -127,11 +104,12 @@ def _step_seconds(rank: int, length: int, seed: int, repeats: int) -> dict[str, 
     import torch
     import torch.distributed as dist
 
+    from eval.text_model import text_model
     from vlm.parallel.mesh import build_mesh
     from vlm.parallel.model import SequenceParallel
 
-    model = _plain_model(seed)
-    ids = torch.randint(0, 4096, (1, length))
+    model = text_model(_TEXT, seed)
+    ids = torch.randint(0, _TEXT["vocab_size"], (1, length))
     meshes = {name: build_mesh(ulysses, ring) for name, (ulysses, ring, _) in WAYS.items()}
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(repeats + 1):  # the first is for warming up
@@ -259,40 +237,49 @@ def packing(setting: Setting) -> list[Row]:
 # -- needles and the curriculum --------------------------------------------------------------------------------------------------
 
 
-def _found(
-    model: str, out: Path, setting: Setting, lengths: Sequence[int], *, limit: int | None, depths: int
-) -> list[Row]:
-    """Percent found by free generation, by frames, over all depths."""
+def needles_by_frames(
+    model: str, out: Path, lengths: Sequence[int], *, needles: int, depths: int, seed: int
+) -> tuple[dict[int, float], float]:
+    """Percent of needles that free generation finds over all depths, by frames; and what guessing would find.
+
+    Args:
+        model: A preset or a folder.
+        out: Where ``niah.json`` goes; a run that was interrupted goes on.
+        lengths: Numbers of frames.
+        needles: How many needles.
+        depths: How many depths.
+        seed: Of needles and haystack.
+    """
     from eval.niah import run
 
-    run(model=model, limit=limit, out=out, lengths=",".join(map(str, lengths)), depths=depths, seed=setting.seed)
-    return list(read_results(out / "niah.json")["rows"])
-
-
-def _by_frames(rows: Sequence[Row], lengths: Sequence[int]) -> list[float]:
-    value = {r["name"]: r["value"] for r in rows}
-    return [float(value[f"free: {n} frames"]) for n in lengths]
+    run(model=model, limit=needles, out=out, lengths=",".join(map(str, lengths)), depths=depths, seed=seed)
+    value = {r["name"]: r["value"] for r in read_results(out / "niah.json")["rows"]}
+    return {n: float(value[f"free: {n} frames"]) for n in lengths}, float(value["chance: guessing among the answers"])
 
 
 def _needle_rows(
-    name: str, paper: str, found: Sequence[float], lengths: Sequence[int], target: float | None, **about: Any
+    name: str, model: str, out: Path, setting: Setting, lengths: Sequence[int], *, long: bool, needles: int, depths: int
 ) -> list[Row]:
+    """A row for each length; ``long``: the model has been through the long stages and is to find all."""
+    found, chance = needles_by_frames(model, out, lengths, needles=needles, depths=depths, seed=setting.seed)
+    about: dict[str, Any] = {"model": name, "needles": needles, "depths": depths, "chance": chance}
+    paper, target = (_PAPER, 99.5) if long else (_SHORT, None)
     return [
-        finding(f"{name}: needle found, {n} frames", paper, value, "%", target, frames=n, model=name, **about)
-        for n, value in zip(lengths, found, strict=True)
+        finding(f"{name}: needle found, {n} frames", paper, value, "%", target, frames=n, **about)
+        for n, value in found.items()
     ]
 
 
 def needles(setting: Setting) -> list[Row]:
     """`nano` as shipped, free generation; and `nano-short`, which never saw a long clip."""
     lengths = (64, 512, 1400) if setting.quick else (64, 256, 512, 1024, 1400)
-    limit, depths = (2, 3) if setting.quick else (10, 6)
+    count, depths = (2, 3) if setting.quick else (10, 6)
     rows = []
-    for name, target in (("nano", 99.5), ("nano-short", None)):
+    for name in ("nano", "nano-short"):
         with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
-            found = _by_frames(_found(name, Path(folder), setting, lengths, limit=limit, depths=depths), lengths)
-        paper = _PAPER if target else _SHORT
-        rows += _needle_rows(name, paper, found, lengths, target, needles=limit, depths=depths, chance=10.0)
+            rows += _needle_rows(
+                name, name, Path(folder), setting, lengths, long=name == "nano", needles=count, depths=depths
+            )
     return rows
 
 
@@ -301,7 +288,7 @@ def curriculum(setting: Setting) -> list[Row]:
     from train import main as train
     from train.nano import export
 
-    lengths, rows = (16, 64, 256, 512, 1024, 1400), []
+    lengths, rows = (16, 64, 256, 512, 1024, 1400), list[Row]()
     out = setting.work / "longvila_nano"
     for until, name in (("sft", "after stages 1 to 3"), (None, "after all five stages")):
         model, results = setting.work / f"longvila_nano-{until or 'long'}", setting.work / f"niah-{until or 'long'}"
@@ -312,11 +299,7 @@ def curriculum(setting: Setting) -> list[Row]:
                     f"the training was stopped (exit code {status}); the same command goes on from there"
                 )
             export(out / "final", model)
-        found = _by_frames(_found(str(model), results, setting, lengths, limit=10, depths=6), lengths)
-        paper = _PAPER if until is None else _SHORT
-        rows += _needle_rows(
-            name, paper, found, lengths, 99.5 if until is None else None, needles=10, depths=6, chance=10.0
-        )
+        rows += _needle_rows(name, str(model), results, setting, lengths, long=until is None, needles=10, depths=6)
     seconds: dict[str, float] = {}
     for line in (out / "history.jsonl").read_text(encoding="utf-8").splitlines():
         step = json.loads(line)
@@ -342,10 +325,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     import numpy as np
 
     found = [r for r in rows if "frames" in r["setting"]]
-    models, lengths = (
-        list(dict.fromkeys(r["setting"]["model"] for r in found)),
-        sorted({r["setting"]["frames"] for r in found}),
-    )
+    models = list(dict.fromkeys(r["setting"]["model"] for r in found))
+    lengths = sorted({r["setting"]["frames"] for r in found})
     grid = np.full((len(models), len(lengths)), np.nan)
     for r in found:
         grid[models.index(r["setting"]["model"]), lengths.index(r["setting"]["frames"])] = r["ours"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import Row, commit, write_results, write_text
+from eval.report import Row, commit, row, write_results, write_text
 from vlm.errors import ConfigError
 
 PAPERS = {"longvila": "eval.longvila"}
@@ -68,8 +68,8 @@ def finding(
         at_least: Whether larger is better.
         setting: How ours was measured.
     """
-    bar = None if target is None else f"{'>=' if at_least else '<='} {target:g}"
-    return {"claim": claim, "paper": paper, "ours": float(ours), "unit": unit, "target": bar, "setting": setting}
+    made = row(claim, ours, unit, target, at_least=at_least, **setting)
+    return {"claim": made.pop("name"), "paper": paper, "ours": made.pop("value"), **made}
 
 
 def run(
@@ -107,7 +107,7 @@ def run(
             if part.name not in known:
                 known[part.name] = part.measure()
                 write_text(kept, json.dumps({"same": same, "rows": known}))
-    rows = [row for part in parts for row in known[part.name]]
+    rows = [r for part in parts for r in known[part.name]]
     command = f"vlm reproduce {paper}" + (" --quick" if quick else "") + (f" --seed {seed}" if seed else "")
     path = write_results(paper, rows, command=command, seed=seed, setting={"quick": quick}, out_dir=out)
     if hasattr(module, "draw"):

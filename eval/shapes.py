@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Row -> the kinds of question behind it."""
 
-HEARD = ("beep_count", "beep_when")
+HEARD = (*GROUPS["beep count"], *GROUPS["beep span"])
 """Kinds of question about the clip with its sound track; the others are asked about silent files."""
 
 SPLITS = {"heldout": "", "train": ", known pairs"}
@@ -100,10 +100,13 @@ def evaluate(
         with tempfile.TemporaryDirectory(prefix="shapes-eval-") as folder:
             for index in tqdm(range(n), desc=f"shapes{suffix}", unit="clip"):
                 scene, turns = questions(seed, index, split=split, level=level, num_frames=num_frames)
-                heard, silent = (scene.write(Path(folder) / f"{sound}.mp4", sound=sound) for sound in (True, False))
-                for turn in (t for t in turns if _group(t.kind) in groups):
-                    answer = asker(heard if turn.kind in HEARD else silent, turn)
-                    _score(tallies[_group(turn.kind)], turn, *answer, duration=scene.duration)
+                for sound in (False, True):
+                    asked = [t for t in turns if _group(t.kind) in groups and (t.kind in HEARD) is sound]
+                    if not asked:
+                        continue
+                    path = scene.write(Path(folder) / "clip.mp4", sound=sound)
+                    for turn in asked:
+                        _score(tallies[_group(turn.kind)], turn, *asker(path, turn), duration=scene.duration)
         rows += _rows(tallies, suffix, **setting)
     return rows
 

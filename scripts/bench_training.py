@@ -39,34 +39,15 @@ def lengths() -> list[int]:
 
 
 def build(layers: int) -> Any:
-    """A random `VLMForConditionalGeneration` with `layers` layers of SmolLM2-135M and the smallest eyes there are."""
-    import torch
-    from transformers import AutoConfig
+    """`layers` layers of SmolLM2-135M, random."""
+    from eval.text_model import text_model
 
-    from vlm.config import VisionConfig, VLMConfig
-    from vlm.model import VLMForConditionalGeneration
-
-    text = AutoConfig.for_model(
-        "llama", vocab_size=VOCABULARY, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192,
+    return text_model(
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "max_position_embeddings": 8192,
+        }
     )  # fmt: skip
-    eyes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "patch_size": 8,
-    }
-    torch.manual_seed(0)
-    return VLMForConditionalGeneration(
-        VLMConfig(
-            text_config=text,
-            vision_config=VisionConfig(name="siglip_vision_model", image_size=32, tower=eyes),
-            connector={"type": "linear"},
-            pooling={"mode": "frame"},
-            time={"codec": "seconds"},
-        )
-    ).train()
 
 
 def documents(variant: str) -> Any:

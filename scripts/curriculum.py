@@ -74,8 +74,7 @@ def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, floa
     import yaml
 
     import vlm
-    from eval.niah import run as find
-    from eval.report import read_results
+    from eval.longvila import needles_by_frames
     from eval.shapes import evaluate
     from train.nano import export
     from train.run import run
@@ -91,12 +90,10 @@ def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, floa
     model = out / "model"
     if not (model / "config.json").exists():
         export(out / "final", model)
-    lengths = ",".join(map(str, LENGTHS))
-    find(model=str(model), out=out, lengths=lengths, depths=options.depths, limit=options.needles, seed=seed)
-    needles = {r["name"]: r["value"] for r in read_results(out / "niah.json")["rows"]}
-    found = {f"needle found, {n} frames": float(needles[f"free: {n} frames"]) for n in LENGTHS}
+    found, _ = needles_by_frames(str(model), out, LENGTHS, needles=options.needles, depths=options.depths, seed=seed)
     rows = {r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))}
-    return {**found, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}
+    needles = {f"needle found, {n} frames": value for n, value in found.items()}
+    return {**needles, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}
 
 
 def main() -> None:

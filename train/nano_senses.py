@@ -196,11 +196,7 @@ def _read_eyes(nano: VLMForConditionalGeneration, heads_CE: torch.Tensor, names_
     tokens = tokens[merge(things[..., None].float()).amax(-1).flatten() > 0]
     rows = torch.block_diag(*[heads_CE] * 4)
     values = tokens @ rows.T
-    first.weight[: len(rows)] = rows / values.std(0)[:, None]
-    first.bias[: len(rows)] = -values.mean(0) / values.std(0) - 0.5
-    second.weight[:, : len(rows)] = names_CD.repeat(4, 1).T
-    second.weight[:, len(rows) :] *= 0.1
-    second.bias.zero_()
+    _start_as_words(first, second, rows, values, names_CD.repeat(4, 1).T, offset=0.5)
 
 
 @torch.no_grad()
@@ -222,10 +218,34 @@ def _read_ears(nano: VLMForConditionalGeneration, head_SE: torch.Tensor, beep_D:
     nano.audio_tower.eval()
     first, _, second = nano.audio_projector.layers
     values = nano.audio_tower(torch.stack([sounds[i]["mel"] for i in range(64)])).flatten(0, 1) @ head_SE.T
-    first.weight[:SLICES] = head_SE / values.std(0)[:, None]
-    first.bias[:SLICES] = -values.mean(0) / values.std(0)
-    second.weight[:, :SLICES] = beep_D[:, None] + 0.5 * beep_D.std() * torch.randn(len(beep_D), SLICES)
-    second.weight[:, SLICES:] *= 0.1
+    shades_DS = beep_D[:, None] + 0.5 * beep_D.std() * torch.randn(len(beep_D), SLICES)
+    _start_as_words(first, second, head_SE, values, shades_DS)
+
+
+@torch.no_grad()
+def _start_as_words(
+    first: nn.Linear,
+    second: nn.Linear,
+    rows_CE: torch.Tensor,
+    values_NC: torch.Tensor,
+    words_DC: torch.Tensor,
+    offset: float = 0.0,
+) -> None:
+    """Let the first hidden units of a two-layer connector be ``rows_CE`` at unit variance, each of which adds its word to the token.
+
+    Args:
+        first: To the hidden units.
+        second: From them.
+        rows_CE: What is read out.
+        values_NC: What comes out for some tokens.
+        words_DC: What is added for each.
+        offset: Standard deviations above the mean from which on a unit counts.
+    """
+    count, spread = len(rows_CE), values_NC.std(0)
+    first.weight[:count] = rows_CE / spread[:, None]
+    first.bias[:count] = -values_NC.mean(0) / spread - offset
+    second.weight[:, :count] = words_DC
+    second.weight[:, count:] *= 0.1
     second.bias.zero_()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from data_recipes.sample import rng_for
 from data_recipes.synth.shapes_scene import SOUND_RATE, tone
+from data_recipes.synth.shapes_world import beep_times
 from vlm.encoders.audio import log_mel
 from vlm.errors import ConfigError
 
@@ -82,14 +82,8 @@ def _noise(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _beeps(rng: np.random.Generator, seconds: float) -> list[tuple[float, float]]:
-    """(start, end) of none to four beeps, in seconds; the first may have begun before the window, the last end after it."""
-    count = int(rng.integers(5))
-    edges = np.linspace(0.0, seconds, count + 1)
-    found = []
-    for left, right in itertools.pairwise(edges):
-        length = min(float(rng.uniform(0.3, 1.5)), 0.7 * (right - left))
-        start = float(rng.uniform(left, right - length))
-        found.append((start, start + length))
+    """(start, end) of none to four beeps, in seconds; the first may have begun before the window."""
+    found = list(beep_times(rng, int(rng.integers(5)), seconds, most=0.7, margin=0.0))
     if found and rng.random() < 0.3:  # cut off by the window's edge
         length = found[0][1] - found[0][0]
         found[0] = (0.0, length * float(rng.uniform(0.2, 1.0)))

@@ -7,6 +7,7 @@ and each stated time is visible. Two shapes that collide share a half.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,6 +140,24 @@ def random_scene(rng: np.random.Generator, step: Level, *, split: str, size: int
     return Scene(clock.duration, fps, size, background, tuple(_reading_order(things, cells)), beeps, collision)
 
 
+def beep_times(
+    rng: np.random.Generator, count: int, seconds: float, *, most: float, margin: float
+) -> Iterator[tuple[float, float]]:
+    """(start, end) in seconds of ``count`` beeps, each somewhere in its own equal part of the time.
+
+    Args:
+        rng: Source of all randomness; drawn from as the beeps are asked for.
+        count: Number of beeps.
+        seconds: The time.
+        most: Longest beep, as a share of its part.
+        margin: What is left free at either end of a part, as a share of it.
+    """
+    for left, right in itertools.pairwise(np.linspace(0.0, seconds, count + 1)):
+        length = min(float(rng.uniform(0.3, 1.5)), most * (right - left))
+        start = float(rng.uniform(left + margin * (right - left), right - length - margin * (right - left)))
+        yield start, start + length
+
+
 class _Clock:
     """Draws times on the frame grid; starts of one scene keep a distance of about two sampled frames."""
 
@@ -174,14 +193,8 @@ class _Clock:
         return self._grid(start, start + length)
 
     def beeps(self) -> tuple[Beep, ...]:
-        count = int(self.rng.integers(1, 4))
-        edges = np.linspace(0.0, self.duration, count + 1)
-        beeps = []
-        for left, right in itertools.pairwise(edges):
-            length = min(float(self.rng.uniform(0.3, 1.5)), 0.6 * (right - left))
-            start = float(self.rng.uniform(left + 0.1 * (right - left), right - length - 0.1 * (right - left)))
-            beeps.append(Beep(self._grid(start, start + length), float(self.rng.uniform(400.0, 1600.0))))
-        return tuple(beeps)
+        times = beep_times(self.rng, int(self.rng.integers(1, 4)), self.duration, most=0.6, margin=0.1)
+        return tuple(Beep(self._grid(*span), float(self.rng.uniform(400.0, 1600.0))) for span in times)
 
     def _grid(self, start: float, end: float) -> Span:
         first = self.snap(start)

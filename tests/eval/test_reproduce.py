@@ -93,6 +93,7 @@ def test_needles_are_read_off_the_results_and_drawn(monkeypatch: pytest.MonkeyPa
 
     def run(*, model: str, out: Path, lengths: str, **_: Any) -> None:
         rows = [{"name": f"free: {n} frames", "value": 100.0 if model == "nano" else 10.0} for n in lengths.split(",")]
+        rows.append({"name": "chance: guessing among the answers", "value": 50.0})
         (out / "niah.json").write_text(json.dumps({"rows": rows}))
 
     monkeypatch.setattr(niah, "run", run)
@@ -101,5 +102,6 @@ def test_needles_are_read_off_the_results_and_drawn(monkeypatch: pytest.MonkeyPa
         *((n, 100.0) for n in (64, 512, 1400)),
         *((n, 10.0) for n in (64, 512, 1400)),
     ]
+    assert {r["setting"]["chance"] for r in rows} == {50.0}
     longvila.draw(tmp_path / "found.png", rows)
     assert (tmp_path / "found.png").read_bytes()[:4] == b"\x89PNG"

@@ -14,10 +14,9 @@ from data_recipes.sample import Sample, assistant, user
 from tests.tiny import tiny_assistant
 from tests.train.harness import history, run, run_world
 from tests.train.test_vlm import spec
-from tests.vlm.media.clips import encode, regular
+from tests.vlm.media.clips import count_decoded, encode, regular
 from train.data import Encode, MicroBatches, Order
 from train.stages import Call, Parallel, Recipe
-from vlm.media.cursor import Cursor
 from vlm.parallel.frames import Dealer
 
 FRAMES = 24
@@ -53,22 +52,13 @@ def batches(folder: Path, rank: int, size: int) -> MicroBatches:
 
 
 def test_each_process_decodes_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = 0
-    decode = Cursor._decode
-
-    def counting(self: Cursor, packet: Any) -> Any:
-        nonlocal decoded
-        frames = decode(self, packet)
-        decoded += len(frames)
-        return frames
-
-    monkeypatch.setattr(Cursor, "_decode", counting)
+    decoded = count_decoded(monkeypatch)
     whole = batches(tmp_path, 0, 1)[0]
-    alone, shares, counts = decoded, [], []
+    alone, shares, counts = len(decoded), [], []
     for rank in range(4):
-        decoded = 0
+        decoded.clear()
         shares.append(batches(tmp_path, rank, 4)[0])
-        counts.append(decoded)
+        counts.append(len(decoded))
     assert max(counts) < 0.45 * alone
     pixels = np.concatenate([share.inputs["pixel_values"].numpy() for share in shares])
     np.testing.assert_array_equal(pixels, whole.inputs["pixel_values"].numpy())

@@ -337,9 +337,8 @@ class _Ring(torch.autograd.Function):
         q, kv, out, lse = ctx.saved_tensors
         places, travelling = len(ctx.rows), kv
         grad_q = q.new_zeros(q.shape, dtype=accumulator(q.dtype))
-        gathering: _Pass | None = (
-            None  # gradients travel with their keys, one hop behind: on their way while the next are computed
-        )
+        # Gradients travel with their keys, one hop behind: on their way while the next are computed. The last hop brings mine home.
+        gathering: _Pass | None = None
         for hop in range(places):
             here = (ctx.place - hop) % places
             before = ctx.rows[(here - 1) % places]
@@ -353,15 +352,7 @@ class _Ring(torch.autograd.Function):
             if coming is not None:
                 travelling = coming.wait()
         assert gathering is not None
-        return (
-            grad_q.to(q.dtype),
-            gathering.wait().to(kv.dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )  # the last hop has brought mine home
+        return grad_q.to(q.dtype), gathering.wait().to(kv.dtype), None, None, None, None, None
 
 
 def _by_token(x_2KNd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

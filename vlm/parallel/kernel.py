@@ -173,11 +173,7 @@ def _passes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     try:
         out, lse = _attend_on_cuda(q, k, v, True, 0.3)
         grads = _backward_on_cuda(grad, q, k, v, out, lse, True, 0.3)
-    except (
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-    ):  # an older or newer torch, a width or a GPU that the kernel does not take
+    except (RuntimeError, TypeError):  # an older or newer torch, a width or a GPU that the kernel does not take
         return False
     pairs = [(out, wanted), *((g, x.grad) for g, x in zip(grads, whole, strict=True))]
     return all(float((a.float() - b).abs().max()) <= 0.03 * float(b.abs().max()) for a, b in pairs if b is not None)

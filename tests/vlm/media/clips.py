@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from vlm.media.cursor import Cursor
 
 BITS = 12
 HEIGHT, WIDTH = 64, 96
@@ -101,6 +104,20 @@ def tone(rate: int, seconds: float, frequency: float = 440.0) -> np.ndarray:
 def regular(count: int, fps: int = 25, base: Fraction = Fraction(1, 1000)) -> list[int]:
     """Times of `count` frames at `fps`."""
     return [round(Fraction(i, fps) / base) for i in range(count)]
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one time for each frame that any cursor decodes."""
+    found: list[int] = []
+    decode = Cursor._decode
+
+    def counting(self: Cursor, packet: Any) -> Any:
+        frames = decode(self, packet)
+        found.extend(frame.pts or 0 for frame in frames)
+        return frames
+
+    monkeypatch.setattr(Cursor, "_decode", counting)
+    return found
 
 
 def cut(path: Path, target: Path, keep: float) -> Path:

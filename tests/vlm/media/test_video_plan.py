@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.vlm.media.clips import cut, encode, numbers_of, picture, regular
+from tests.vlm.media.clips import count_decoded, cut, encode, numbers_of, picture, regular
 from tests.vlm.media.test_exact import KINDS
 from vlm.errors import MediaError, MediaWarning
 from vlm.media import load_video, plan_video
-from vlm.media.cursor import Cursor
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -25,16 +24,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each frame that any cursor decodes."""
-    found: list[int] = []
-    decode = Cursor._decode
-
-    def counting(self: Cursor, packet: Any) -> Any:
-        frames = decode(self, packet)
-        found.extend(frame.pts or 0 for frame in frames)
-        return frames
-
-    monkeypatch.setattr(Cursor, "_decode", counting)
-    return found
+    return count_decoded(monkeypatch)
 
 
 @pytest.mark.parametrize("options", [{"num_frames": 7}, {"num_frames": 150}, {"fps": 5.0, "start": 0.31, "end": 1.4}])
