@@ -29,6 +29,7 @@ class Needle:
         options: All options of a multiple-choice question in any order, or None for an open question.
         also: Other words that free generation may say instead of ``answer``.
         presence: A question that is answered yes if the needle is in the video, else no; "" if there is none.
+        when: A question that is answered with the time of the needle; "" if there is none.
         lookalike: A picture that looks like the needle and is not what the question asks for.
     """
 
@@ -38,6 +39,7 @@ class Needle:
     options: tuple[str, ...] | None = None
     also: tuple[str, ...] = ()
     presence: str = ""
+    when: str = ""
     lookalike: np.ndarray | None = None
 
     def __post_init__(self) -> None:

@@ -239,7 +239,7 @@ def run(
         model: Default ``nano``.
         limit: Number of needles; default all.
         out: Folder of ``niah.json`` and ``niah.png``; other tasks than ``retrieve`` and the model ``smol`` have their names in it.
-        task: ``retrieve``, ``distract``, ``several``, ``order``, ``count``, ``absent`` or ``sound``.
+        task: ``retrieve``, ``distract``, ``when``, ``several``, ``order``, ``count``, ``absent`` or ``sound``.
         lengths: Numbers of frames, separated by commas.
         depths: How many depths, spread evenly from 0 to 1.
         mode: ``insert`` or ``replace``.

@@ -53,15 +53,16 @@ class SoundNeedle:
 def digits(size: int, seed: int = 0) -> NeedleSet:
     """Ten pictures of digits. A look-alike shows a white shape in the digit's place.
 
-    `nano` learnt the questions ``digit`` and ``digit_presence``; it learnt none about several digits.
+    `nano` learnt the questions ``digit``, ``digit_when`` and ``digit_presence``; it learnt none about several digits.
     """
-    question, presence = PHRASINGS["digit"][0][0], PHRASINGS["digit_presence"][0][0]
+    question, presence, when = (PHRASINGS[kind][0][0] for kind in ("digit", "digit_presence", "digit_when"))
     needles = tuple(
         Needle(
             needle_frame(digit, size, seed=seed),
             question,
             digit,
             presence=presence,
+            when=when,
             lookalike=_picture(SHAPES[i % len(SHAPES)], "white", size, rng_for(seed, 100 + i), (0.2, 0.3)),
         )
         for i, digit in enumerate(DIGITS)
@@ -78,7 +79,7 @@ def digits(size: int, seed: int = 0) -> NeedleSet:
 def shapes(size: int, seed: int = 0, count: int = 10) -> NeedleSet:
     """Pictures of one coloured shape each, to hide where there is no other shape. A look-alike has another colour.
 
-    `nano` learnt the questions ``list``, ``order``, ``count`` and ``presence``.
+    `nano` learnt the questions ``list``, ``order``, ``count``, ``when`` and ``presence``.
     """
     rng, names = rng_for(seed, 200), pairs("train")
     chosen = [names[i] for i in rng.permutation(len(names))[:count]]
@@ -90,8 +91,9 @@ def shapes(size: int, seed: int = 0, count: int = 10) -> NeedleSet:
         twin = _picture(shape, other[int(rng.integers(len(other)))], size, rng, (0.15, 0.2))
         image = _picture(shape, colour, size, rng, (0.15, 0.2))
         presence = PHRASINGS["presence"][0][0].format(a=article(noun))
-        question = PHRASINGS["list"][0][0]
-        needles.append(Needle(image, question, article(noun), also=(noun,), presence=presence, lookalike=twin))
+        question, when = PHRASINGS["list"][0][0], PHRASINGS["when"][0][0].format(the=f"the {noun}")
+        needle = Needle(image, question, article(noun), also=(noun,), presence=presence, when=when, lookalike=twin)
+        needles.append(needle)
     order, number = PHRASINGS["order"][0][0], PHRASINGS["count"][0][0]
     return NeedleSet("shapes", tuple(needles), needles[0].question, order, number, number="{items}: {number}")
 
@@ -107,7 +109,7 @@ def _picture(what: str, colour: str, size: int, rng: np.random.Generator, radius
 def photographs(size: int) -> NeedleSet:
     """Photographs that no training has shown, each with a clear ImageNet class; other photographs are their look-alikes.
 
-    `smol` learnt the questions ``list``, ``presence`` and ``order`` (which of two comes first); it learnt none that counts over
+    `smol` learnt the questions ``list``, ``when``, ``presence`` and ``order`` (which of two comes first); it learnt none that counts over
     time. As a list also names what is in the haystack, teacher forcing, which wants the needle's name first, says little here.
 
     Raises:
@@ -130,13 +132,19 @@ def photographs(size: int) -> NeedleSet:
         first, *others = picture.true_names
         phrase = imagenet_classes()[picture.class_ids[0]].name.phrase
         image, twin = (_square(p.pixels, size) for p in (picture, rest[i % len(rest)]))
-        names, presence = (first, *others), f"Is there {phrase}?"
-        needles.append(Needle(image, "What is in the video?", phrase, also=names, presence=presence, lookalike=twin))
+        names, presence, when = (first, *others), f"Is there {phrase}?", f"When does {definite(phrase)} appear?"
+        question = "What is in the video?"
+        needles.append(Needle(image, question, phrase, also=names, presence=presence, when=when, lookalike=twin))
     order, count = "Which comes first, {first} or {second}?", "How many times is there {what}?"
     numbers = ("no", "one", "two", "three")
     return NeedleSet(
         "photographs", tuple(needles), "What is in the video?", order, count, numbers=numbers, sentence=True
     )
+
+
+def definite(phrase: str) -> str:
+    """ "a dog" as "the dog"."""
+    return re.sub(r"^(an?|the) ", "the ", phrase)
 
 
 def _square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -224,6 +232,7 @@ def _own_needle(folder: Path, entry: Any, where: str) -> Needle:
             options=None if options is None else _texts(options, where, "options"),
             also=_texts(entry.get("also", []), where, "also"),
             presence=str(entry.get("presence", "")),
+            when=str(entry.get("when", "")),
             lookalike=None if twin is None else _load(folder, str(twin), where),
         )
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What can be asked about needles: find it, find it among look-alikes, name several, their order, count, is it there, hear it.
+"""What can be asked about needles: find it, find it among look-alikes, when is it, name several, their order, count, is it there, hear it.
 
 Every task hides something at the depth of a cell and asks one or more questions about it (`Trial`). With several needles one lies
 at the cell's depth and the others at even distances from it, from the end on to the beginning.
@@ -7,7 +7,6 @@ at the cell's depth and the others at even distances from it, from the end on to
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,15 +15,17 @@ from typing import Any
 import numpy as np
 
 from data_recipes.sample import rng_for
-from eval.needles import Needle, NeedleSet, guess_chance, hide, position, rotations
-from eval.niah_judge import is_right, names_all
-from eval.niah_sets import SoundNeedle, names_of
+from data_recipes.synth.shapes_questions import span_words
+from eval.needles import Needle, NeedleModel, NeedleSet, guess_chance, hide, insert_needle, position, rotations
+from eval.niah_judge import is_right, names_all, says_time, time_slack
+from eval.niah_sets import SoundNeedle, definite, names_of
 from eval.niah_sound import Heard
 from eval.niah_trials import ALONE, NO_NEEDLE, Bare, Judge, Task, Trial, counted, describe
 from vlm.errors import ConfigError, DataError
 from vlm.media import Video
+from vlm.time import Span, frame_edges
 
-TASKS = ("retrieve", "distract", "several", "order", "count", "absent", "sound")
+TASKS = ("retrieve", "distract", "when", "several", "order", "count", "absent", "sound")
 PERIOD = 200
 """Frames from one look-alike to the next in V-NIAH-D, as VideoRoPE is quoted; a quarter of a haystack shorter than 800 frames."""
 
@@ -171,7 +172,7 @@ class Several:
 
     def _first(self, video: Video, needles: list[Needle], shown: list[int]) -> Trial:
         """Which of two comes first; the question names them in the order of the set."""
-        the = [re.sub(r"^(an?|the) ", "the ", n.answer) for n in needles]
+        the = [definite(n.answer) for n in needles]
         named = the if shown[0] < shown[1] else the[::-1]
         question = self.needles.order.format(first=named[0], second=named[1])
         return Trial(
@@ -192,6 +193,46 @@ def _is_right(reply: str, wrong: Sequence[str], *, answer: Sequence[str]) -> boo
 
 def _names_all(reply: str, wrong: Sequence[str], *, items: Sequence[Sequence[str]], ordered: bool) -> bool:
     return names_all(reply, items, wrong, ordered=ordered)
+
+
+@dataclass(frozen=True)
+class When:
+    """When is it shown? The time counts, within a tolerance (`eval.niah_judge.says_time`).
+
+    Attributes:
+        needles: With a question of when each.
+        mode: ``insert`` or ``replace``.
+    """
+
+    needles: NeedleSet
+    mode: str = "insert"
+    alone: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        _need(self.needles, "when", "when")
+
+    @property
+    def size(self) -> int:
+        return len(self.needles.needles)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"task": "when", "mode": self.mode, "needles": describe(self.needles)}
+
+    def trials(self, hay: Video, depth: float, index: int) -> Iterator[Trial]:
+        needle, shown = self.needles.needles[index], depth != NO_NEEDLE
+        video, place = insert_needle(hay, needle.image, depth if shown else 0.5, mode=self.mode)
+        length = video.end - video.start
+        edges = frame_edges(video.timestamps - video.start, length)
+        truth = Span(float(edges[place]), float(edges[place + 1]))
+        chance = min(1.0, 2 * time_slack(truth, length) / length)
+
+        def judge(model: NeedleModel, reply: str) -> bool:
+            said = [Span(s.start - video.start, s.end - video.start) for s in model.spans(video, reply)]
+            return says_time(said, truth, length)
+
+        answer = self.needles.forced(span_words(truth))
+        yield Trial(video if shown else hay, needle.when, answer, judge, "when", chance)
 
 
 @dataclass(frozen=True)
@@ -243,7 +284,7 @@ def alone(hay: Video, picture: np.ndarray) -> Video:
 def _need(needles: NeedleSet, what: str, task: str) -> None:
     for i, needle in enumerate(needles.needles, 1):
         value = getattr(needle, what)
-        if value is None or (what == "presence" and not value):
+        if value is None or (isinstance(value, str) and not value):
             raise DataError(f"needle {i} of {needles.name!r} has no {what!r}, which task={task} needs")
 
 
@@ -263,6 +304,8 @@ def make_task(
         return Retrieve(needles, mode, name == "distract", period)
     if name == "absent":
         return Absent(needles, mode)
+    if name == "when":
+        return When(needles, mode)
     if name in ("several", "order", "count"):
         return Several(needles, name, mode, k, seed)
     raise ConfigError(f"task={name!r} is not one of {', '.join(TASKS)}")

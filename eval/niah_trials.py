@@ -100,7 +100,7 @@ def describe(needles: NeedleSet | Sequence[SoundNeedle]) -> str:
         for n in every:
             for picture in (n.image, n.lookalike):
                 total.update(b"none" if picture is None else repr(picture.shape).encode() + picture.tobytes())
-            total.update(repr((n.question, n.answer, n.options, n.also, n.presence)).encode())
+            total.update(repr((n.question, n.answer, n.options, n.also, n.presence, n.when)).encode())
         return f"{len(every)} {name}, sha256 {total.hexdigest()[:16]}"
     for sound in needles:
         total.update(sound.samples.tobytes() + repr((sound.rate, sound.text)).encode())

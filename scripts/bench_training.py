@@ -5,8 +5,8 @@
 2. The loss of 8192 tokens over 49152 words: all logits at once, or some rows at a time. Time and peak memory.
 3. A whole training step of SmolLM2-135M's shape: transformers' own loss against ours.
 
-Weights are random, shapes are SmolLM2's. Every measurement is a process of its own with one thread; rivals are interleaved; the
-clock is CPU time.
+Weights are random, shapes are SmolLM2's. Every measurement is a process of its own, of 1 and 3 the second step in it; rivals are
+interleaved. 1 and 2 have one thread and are CPU time; 3 has all cores and is wall time, because that is what a training waits for.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ TASKS = {
     "step": ("transformers", "ours"),
 }
 VOCABULARY = 49152
+STEP_TOKENS = 2048
 
 
 def lengths() -> list[int]:
@@ -105,10 +106,10 @@ def step(variant: str) -> Any:
 
     model = build(30)
     torch.manual_seed(1)
-    ids = torch.randint(3, VOCABULARY, (1, 1024))
+    ids = torch.randint(3, VOCABULARY, (1, STEP_TOKENS))
     if variant == "transformers":
-        return lambda: model.language_model(input_ids=ids, labels=ids, use_cache=False), 1024
-    return lambda: model(input_ids=ids, labels=ids), 1024
+        return lambda: model.language_model(input_ids=ids, labels=ids, use_cache=False), STEP_TOKENS
+    return lambda: model(input_ids=ids, labels=ids), STEP_TOKENS
 
 
 def child(task: str, variant: str) -> None:
@@ -118,14 +119,17 @@ def child(task: str, variant: str) -> None:
 
     import torch
 
-    torch.set_num_threads(1)
+    threads = (os.cpu_count() or 1) if task == "step" else 1
+    clock = time.perf_counter if task == "step" else time.process_time
+    torch.set_num_threads(threads)
     run, tokens = {"documents": documents, "head": head, "step": step}[task](variant)
     torch.randn(1024, 1024) @ torch.randn(1024, 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.process_time()
-    loss = run().loss
-    loss.backward()
-    seconds = time.process_time() - began
+    for _ in range(1 if task == "head" else 2):  # a step of a training is never its first
+        began = clock()
+        loss = run().loss
+        loss.backward()
+        seconds = clock() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     sys.stdout.write(
         json.dumps({"seconds": seconds, "mb": grown, "loss": float(loss.detach()), "tokens": tokens}) + "\n"
@@ -181,7 +185,16 @@ def rows_of(found: dict[tuple[str, str], list[dict[str, float]]]) -> list[Any]:
         rows.append(row(f"chunked loss, {name} / plain", value, "×", limit, at_least=False, **about, **spread))
     value, spread = ratio("step", "transformers", "ours", "seconds")
     rows.append(
-        row("training step, tokens per second / transformers' loss", value, "×", 1.15, tokens=1024, layers=30, **spread)
+        row(
+            "training step, tokens per second / transformers' loss",
+            value,
+            "×",
+            1.15,
+            tokens=STEP_TOKENS,
+            layers=30,
+            clock="wall",
+            **spread,
+        )
     )
     return rows
 

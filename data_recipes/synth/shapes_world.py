@@ -150,11 +150,15 @@ def beep_times(
         count: Number of beeps.
         seconds: The time.
         most: Longest beep, as a share of its part.
-        margin: What is left free at either end of a part, as a share of it.
+        margin: What is left free between two beeps at either end of a part, as a share of it. At the ends of the time it is
+            added instead, so that some beeps begin or end with the clip.
     """
-    for left, right in itertools.pairwise(np.linspace(0.0, seconds, count + 1)):
+    for part, (left, right) in enumerate(itertools.pairwise(np.linspace(0.0, seconds, count + 1))):
         length = min(float(rng.uniform(0.3, 1.5)), most * (right - left))
-        start = float(rng.uniform(left + margin * (right - left), right - length - margin * (right - left)))
+        free = margin * (right - left)
+        earliest = left + free if part > 0 else left - free
+        latest = right - free - length if part < count - 1 else right + free - length
+        start = min(max(float(rng.uniform(earliest, latest)), 0.0), seconds - length)
         yield start, start + length
 
 

@@ -59,6 +59,7 @@ class SmolDataset:
         speech: Share of clips in which something is said.
         varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
         presence_first: Share of conversations that ask what is there before other questions tell it.
+        moments: Share of clips of three shots or more in which one lasts a sampled frame or two.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
         folder: Where ``file`` writes; a temporary folder by default.
         bank: Features to use; those of the split by default, which are built on first use.
@@ -76,6 +77,7 @@ class SmolDataset:
     speech: float = 0.15
     varied: float = 0.0
     presence_first: float = 0.0
+    moments: float = 0.0
     frames: int | None = None
     folder: str | None = None
     bank: FeatureBank | None = field(default=None, repr=False, compare=False)
@@ -132,7 +134,7 @@ class SmolDataset:
         """A clip, for each shot where its features come from, and how many frames the model samples."""
         frames = self.frames or int(rng.choice([16, 32, 64]))
         count = min(int(rng.integers(self.shots[0], self.shots[1] + 1)), max(1, frames // 2))
-        lengths = _lengths(rng, count, self.seconds, frames=frames)
+        lengths = _lengths(rng, count, self.seconds, frames=frames, moments=self.moments)
         used: set[str] = set()
         sources = [self._source(rng, used) for _ in range(count)]
         starts = np.concatenate([[0.0], np.cumsum(lengths)]).round(1)
@@ -228,12 +230,15 @@ def conversations(
     speech: float = 0.15,
     varied: float = 0.0,
     presence_first: float = 0.0,
+    moments: float = 0.0,
     frames: int | None = None,
 ) -> SmolDataset:
     """The dataset a recipe names; arguments as in `SmolDataset`."""
     kinds = tuple(kinds) if kinds else None
     ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
-    return SmolDataset(split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, frames)
+    return SmolDataset(
+        split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, moments, frames
+    )
 
 
 @dataclass(frozen=True)
@@ -326,12 +331,20 @@ def _pictures(split: str) -> tuple[Picture, ...]:
 # -- times --------------------------------------------------------------------------------------------------------------
 
 
-def _lengths(rng: np.random.Generator, count: int, seconds: tuple[float, float], *, frames: int) -> np.ndarray:
-    """Lengths of the shots in seconds (tenths); each is long enough to hold one of ``frames`` even samples, and 0.8 s if it can."""
+def _lengths(
+    rng: np.random.Generator, count: int, seconds: tuple[float, float], *, frames: int, moments: float
+) -> np.ndarray:
+    """Lengths of the shots in seconds (tenths); each is long enough to hold one of ``frames`` even samples, and 0.8 s if it can.
+
+    With the chance ``moments`` one of three shots or more is cut down to one sample or two.
+    """
     total = float(np.exp(rng.uniform(np.log(seconds[0]), np.log(seconds[1]))))
     total = max(total, min(seconds[1], 1.2 * count))
     least = min(max(0.8 / total, 1.4 / frames), 0.9 / count)
     shares = least + (1 - count * least) * rng.dirichlet(np.full(count, 2.5))
+    if moments and count > 2 and rng.random() < moments:
+        shares[int(rng.integers(count))] = min(least, 1.4 / frames)
+        shares /= shares.sum()
     return np.maximum((total * shares).round(1), 0.1)
 
 

@@ -29,6 +29,9 @@ class SmolMixture:
         varied: Share of the pictures that are made-up variations of the training pictures.
         classes: Share of the shots that show an ImageNet class.
         presence_first: Share of the conversations about clips that ask what is there before other questions tell it.
+        shots: Least and most shots of a clip.
+        moments: Share of the clips in which one shot lasts a sampled frame or two.
+        frames: Frames that the model samples of a clip; 16, 32 or 64 by default.
         bank: Features to draw from; the training bank by default.
     """
 
@@ -39,13 +42,25 @@ class SmolMixture:
     varied: float = 0.6
     classes: float = 0.4
     presence_first: float = 0.0
+    shots: tuple[int, int] = (1, 8)
+    moments: float = 0.0
+    frames: int | None = None
     bank: FeatureBank | None = None
     clips: SmolDataset = field(init=False)
     pictures: SmolDataset = field(init=False)
 
     def __post_init__(self) -> None:
         common: dict[str, Any] = {"size": self.size, "varied": self.varied, "classes": self.classes}
-        clips = conversations("train", seed=self.seed, turns=(5, 10), presence_first=self.presence_first, **common)
+        clips = conversations(
+            "train",
+            seed=self.seed,
+            shots=self.shots,
+            turns=(5, 10),
+            presence_first=self.presence_first,
+            moments=self.moments,
+            frames=self.frames,
+            **common,
+        )
         pictures = conversations(
             "train", seed=self.seed + 1, shots=(1, 1), turns=(2, 4), kinds=STILL_KINDS, speech=0.0, **common
         )

@@ -9,7 +9,7 @@ import numpy as np
 from eval.needles import Needle
 from eval.niah_judge import is_right
 from vlm.media import Audio, Video, VideoInfo
-from vlm.time import Span
+from vlm.time import Span, frame_edges
 
 SIZE = 32
 
@@ -51,6 +51,10 @@ class Oracle:
         found = self.seen(video)
         if question in [n.presence for n in self.needles if n.presence]:
             return "yes" if any(n.presence == question for n in found) else "no"
+        if question in [n.when for n in self.needles if n.when]:
+            places = [i for i, f in enumerate(video.frames) for n in self.needles if np.array_equal(f, n.image)]
+            edges = frame_edges(video.timestamps, video.end)
+            return f"from {edges[places[0]]} to {edges[places[0] + 1]}" if places else "I do not know."
         if "many" in question or "times" in question:
             return ("none", "one", "two", "three", "four")[len(found)]
         if "order" in question or "digits" in question or "shapes" in question:

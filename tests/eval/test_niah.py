@@ -225,7 +225,7 @@ def test_the_verb_says_how_it_is_repeated(serial: dict[str, Any]) -> None:
     assert serial["setting"]["haystack"] == "scenes of shapes in motion, seed 0, 64 px"
 
 
-@pytest.mark.parametrize("task", ["distract", "several", "order", "count", "absent", "sound"])
+@pytest.mark.parametrize("task", ["distract", "when", "several", "order", "count", "absent", "sound"])
 def test_every_task_runs_on_nano(task: str, nano: Assistant, tmp_path: Path) -> None:
     run(task=task, limit=2, k=2, out=tmp_path, lengths="4", depths=2)
     found = values(read_results(tmp_path / f"niah-{task}.json"))

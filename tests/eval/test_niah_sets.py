@@ -58,6 +58,7 @@ def test_photographs_have_names_of_their_own() -> None:
         pytest.skip(str(error))
     names = [name for n in chosen.needles for name in n.names]
     assert len(set(names)) == len(names)
+    assert all(n.when.startswith("When does the ") and n.when.endswith(" appear?") for n in chosen.needles)
     assert all(n.presence.startswith("Is there ") and n.image.shape == (96, 96, 3) for n in chosen.needles)
     shown = {n.image.tobytes() for n in chosen.needles}
     assert not shown & {n.lookalike.tobytes() for n in chosen.needles if n.lookalike is not None}

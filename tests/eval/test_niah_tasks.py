@@ -85,6 +85,28 @@ def test_guessing_scores_chance(job: Task, words: list[str]) -> None:
     assert np.mean([t.chance for t in asked]) == pytest.approx(asked[0].chance)
 
 
+@pytest.mark.parametrize("mode", ["insert", "replace"])
+@pytest.mark.parametrize("start", [0.0, 7.0])
+def test_the_time_of_a_needle_is_that_of_its_frame(mode: str, start: float) -> None:
+    hay = Noise()(40)
+    hay = replace(hay, timestamps=hay.timestamps + start, start=start, end=hay.end + start)
+    for depth, first in ((0.0, 0), (0.5, 20), (1.0, 40 if mode == "insert" else 39)):
+        (trial,) = task("when", mode=mode).trials(hay, depth, 4)
+        assert places(trial.video, DIGITS.needles[4].image) == [first]
+        assert trial.answer == f"from {{t:{first:.2f}}} to {{t:{first + 1:.2f}}}"
+        for late in range(-2, 3):
+            begin = start + first + late
+            if begin >= 0:  # the tolerance is a second
+                assert trial.judge(Oracle([]), f"from {begin} to {begin + 1}") == (abs(late) < 2)
+        assert not trial.judge(Oracle([]), "I do not know.")
+
+
+def test_guessing_a_time_scores_chance() -> None:
+    (trial,) = task("when").trials(Noise()(200), 0.5, 0)
+    said = [trial.judge(Oracle([]), f"from {t} to {t}") for t in np.arange(0.05, 201, 0.1)]
+    assert np.mean(said) == pytest.approx(trial.chance, rel=0.02) and trial.chance == pytest.approx(0.04)
+
+
 def test_a_taste_for_one_word_scores_chance() -> None:
     assert share(Guesser([], says="C"), task("retrieve", CHOICES)) == 0.25
     assert share(Guesser([], says="yes"), task("absent")) == 0.5

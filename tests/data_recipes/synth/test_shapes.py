@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, mixture, 
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_render import COLOURS, DIGITS
 from data_recipes.synth.shapes_scene import Scene
+from data_recipes.synth.shapes_world import beep_times
 from vlm.errors import ConfigError
 from vlm.media import load_audio, load_video, probe
 
@@ -153,6 +155,18 @@ def test_clips_with_sound_bring_it_along_and_ask_about_it() -> None:
         assert loud == bool(sample.meta["scene"].beeps)
         counts |= {t.answer.rpartition(": ")[2] for t in sample.meta["turns"] if t.kind == "beep_count"}
     assert {"none", "one", "two", "three"} == counts
+
+
+def test_some_beeps_begin_or_end_with_the_clip_and_none_touch() -> None:
+    rng = np.random.default_rng(0)
+    first, last, gaps = 0, 0, []
+    for _ in range(500):
+        times = list(beep_times(rng, 3, 12.0, most=0.6, margin=0.1))
+        first += times[0][0] == 0.0
+        last += abs(times[-1][1] - 12.0) < 1e-9
+        gaps += [b[0] - a[1] for a, b in itertools.pairwise(times)]
+        assert all(0.0 <= start < end <= 12.0 + 1e-9 for start, end in times)
+    assert 25 < first < 100 and 25 < last < 100 and min(gaps) > 0.79  # a margin of 0.4 s on both sides
 
 
 def test_beeps_are_heard_when_the_scene_says(tmp_path: Path) -> None:

@@ -44,3 +44,14 @@ def test_three_sorts_with_their_own_media(tmp_path: Path) -> None:
     assert again.id == samples[7].id and again.messages[1] == samples[7].messages[1]
     first = samples[7].messages[0]["content"][0].get("features", np.zeros(1))
     assert np.array_equal(again.messages[0]["content"][0].get("features", np.zeros(1)), first)
+
+
+def test_clips_have_as_many_shots_as_asked_for(tmp_path: Path) -> None:
+    try:
+        mixture = SmolMixture(30, stills=0.0, listening=0.0, shots=(12, 20), frames=64, bank=small_bank(tmp_path))
+        samples = [mixture[i] for i in range(10)]
+    except DataError as error:
+        pytest.skip(str(error))
+    counts = {len(sample.meta["clip"].shots) for sample in samples}
+    assert counts <= set(range(12, 21)) and len(counts) > 3
+    assert all(len(s.messages[0]["content"][0]["segments"]) == len(s.meta["clip"].shots) for s in samples)
