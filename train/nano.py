@@ -1,14 +1,12 @@
-"""`nano`, from nothing: a 3-million-parameter video-language model for the shapes world.
+"""`nano`, from nothing: a 2-million-parameter video-language model for the shapes world.
 
 python -m train nano_eyes && python -m train nano_ears && python -m train nano
-python -m train nano_hear && python -m train.nano runs/nano_hear/final --folder vlm/presets/nano-short
-python -m train nano_long && python -m train.nano runs/nano_long/final --folder vlm/presets/nano
+python -m train.nano runs/nano/final --folder vlm/presets/nano
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from vlm.processor import VLMProcessor
 
 CONTEXT = 8192  # positions of the language model
 ROPE_THETA = 1e6  # most pairs of dimensions turn slowly: what attends by content must do so over hundreds of tokens
-_LAYERS = "language_model.model.layers."
 _EMBEDDING = 0.08  # standard deviation, about 1 / sqrt(width)
 
 
@@ -62,7 +59,6 @@ def model(
     grid: int = 4,
     alike: bool = True,
     pooling: str = "changes",
-    layers: int = 5,
 ) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A fresh nano with its processor.
 
@@ -73,7 +69,6 @@ def model(
         grid: A frame becomes ``grid * grid`` tokens.
         alike: Start as a look-up (`attend_to_alike`) instead of with ordinary weights.
         pooling: Mode of `vlm.time.slowfast`, ``changes`` or ``frame``.
-        layers: Of the language model.
 
     Raises:
         CheckpointError: ``eyes`` or ``ears`` holds no tower of this shape.
@@ -81,7 +76,7 @@ def model(
     torch.manual_seed(seed)
     tokenizer = build_nano_tokenizer()
     probe = VLMProcessor.for_config(config(2048), tokenizer, (4, 4))
-    nano_config = config(len(probe.tokenizer), layers=layers, grid=grid, pooling=pooling)
+    nano_config = config(len(probe.tokenizer), grid=grid, pooling=pooling)
     nano_config.text_config.pad_token_id = tokenizer.pad_token_id
     nano_config.text_config.eos_token_id = tokenizer.eos_token_id
     nano_config.text_config.bos_token_id = None
@@ -96,54 +91,14 @@ def model(
     return nano, processor
 
 
-def grown(
-    run: str, ears: str | None = None, after: Sequence[int] = (0, 2, 4)
-) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
-    """A trained nano with more layers in its language model, to learn something new without forgetting the old (after LLaMA Pro's block
-    expansion, Wu et al. 2024). A new layer is a copy of the one before it whose outputs are zero: at first, nothing changes.
-
-    Args:
-        run: The folder ``final`` of a run of `model`, or one of its checkpoints.
-        ears: The folder ``final`` of a `nano_ears` run, to start from its audio tower.
-        after: A layer is added after each of these old ones, counted from 0.
-
-    Raises:
-        CheckpointError: The run does not fit, or there is no such layer.
-    """
-    found = _weights(Path(run))
-    old = _layers(found)
-    if not set(after) <= set(range(old)):
-        raise CheckpointError(f"after={list(after)}: {run} has layers 0 to {old - 1}")
-    order = [(layer, new) for layer in range(old) for new in ((False, True) if layer in after else (False,))]
-    state = {key: value for key, value in found.items() if _LAYERS not in key}
-    for place, (layer, new) in enumerate(order):
-        prefix = f"{_LAYERS}{layer}."
-        for key in [k for k in found if k.startswith(prefix)]:
-            name = key.removeprefix(prefix)
-            mute = new and name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-            state[f"{_LAYERS}{place}.{name}"] = torch.zeros_like(found[key]) if mute else found[key]
-    nano, processor = model(layers=len(order))
-    _load(nano, state, run)
-    if ears is not None:
-        load_ears(nano, processor.tokenizer, Path(ears))
-    return nano, processor
-
-
-def trained(preset: str = "nano-short") -> tuple[VLMForConditionalGeneration, VLMProcessor]:
-    """A shipped nano, to train on."""
-    folder = preset_folder(preset)
-    nano = VLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return nano.train(), VLMProcessor.from_pretrained(folder)
-
-
 def restart(preset: str = "nano-short", seed: int = 0) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A shipped nano with fresh connectors: its language model, eyes and ears know nothing of each other. For LongVILA's five stages."""
     torch.manual_seed(seed)
-    nano, processor = trained(preset)
-    fresh = VLMForConditionalGeneration(nano.config)
+    made = VLMForConditionalGeneration.from_pretrained(preset_folder(preset), dtype=torch.float32)
+    fresh = VLMForConditionalGeneration(made.config)
     for name in ("mm_projector", "audio_projector"):
-        getattr(nano, name).load_state_dict(getattr(fresh, name).state_dict())
-    return nano, processor
+        getattr(made, name).load_state_dict(getattr(fresh, name).state_dict())
+    return made.train(), VLMProcessor.from_pretrained(preset_folder(preset))
 
 
 @torch.no_grad()
@@ -175,38 +130,28 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
     Raises:
         CheckpointError: The folder has no weights, lacks one, or one has another shape.
     """
-    found = _weights(Path(run))
-    nano, processor = model(layers=_layers(found))
-    _extend(nano, Path(run))
-    _load(nano, found, run)
-    nano.half().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
-
-
-def _weights(run: Path) -> dict[str, torch.Tensor]:
-    """Weights of a finished run or a checkpoint."""
     from safetensors.torch import load_file
 
-    file = next((f for f in (run / "model.safetensors", run / "weights.safetensors") if f.is_file()), None)
-    if file is None:
+    weights = next(
+        (f for f in (Path(run) / "model.safetensors", Path(run) / "weights.safetensors") if f.is_file()), None
+    )
+    if weights is None:
         raise CheckpointError(
             f"{run} holds no model.safetensors (of a finished run) or weights.safetensors (of a checkpoint)"
         )
-    return load_file(file)
-
-
-def _layers(weights: dict[str, torch.Tensor]) -> int:
-    """Layers of the language model."""
-    return len({key.removeprefix(_LAYERS).split(".")[0] for key in weights if key.startswith(_LAYERS)})
-
-
-def _load(nano: VLMForConditionalGeneration, weights: dict[str, torch.Tensor], run: str | Path) -> None:
-    own, tied = nano.state_dict(), {"language_model.lm_head.weight"}
-    wrong = [k for k in own if k not in weights and k not in tied] + [k for k in weights if k not in own]
+    nano, processor = model()
+    _extend(nano, Path(run))
+    own, found = nano.state_dict(), load_file(weights)
+    tied = {"language_model.lm_head.weight"}
+    wrong = [k for k in own if k not in found and k not in tied] + [k for k in found if k not in own]
     if wrong:
-        raise CheckpointError(f"{run} does not fit nano: {len(wrong)} weights missing or unknown, first {wrong[0]!r}")
-    nano.load_state_dict(weights, strict=False)
+        raise CheckpointError(
+            f"{weights} does not fit nano: {len(wrong)} weights missing or unknown, first {wrong[0]!r}"
+        )
+    nano.load_state_dict(found, strict=False)
+    nano.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
 
 
 def _extend(nano: VLMForConditionalGeneration, run: Path) -> None:

@@ -20,7 +20,7 @@ from vlm.presets import preset_folder
 
 pytest.importorskip("timm")
 
-from train.nano import export, grown, model, restart
+from train.nano import export, model, restart
 from train.nano_senses import SLICES, ears_model, eyes_model
 
 
@@ -99,25 +99,6 @@ def test_a_finished_run_and_a_checkpoint_export_the_same_model(tmp_path: Path) -
     assert one and set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         export(tmp_path)
-
-
-@torch.no_grad()
-def test_new_layers_change_nothing_until_they_are_trained(tmp_path: Path) -> None:
-    small, _ = model(seed=3)
-    small.save_pretrained(tmp_path / "final")
-    large, _ = grown(str(tmp_path / "final"), after=(0, 4))
-    assert large.config.text_config.num_hidden_layers == 7
-    ids = torch.arange(60)[None]
-    assert torch.equal(small.eval()(input_ids=ids).logits, large.eval()(input_ids=ids).logits)
-    for place in (1, 6):  # they can learn: what makes them silent gets a gradient at once
-        layer = large.language_model.model.layers[place]
-        assert not layer.self_attn.o_proj.weight.any() and not layer.mlp.down_proj.weight.any()
-        assert layer.self_attn.q_proj.weight.any() and layer.mlp.up_proj.weight.any()
-    large.save_pretrained(tmp_path / "larger")
-    again = VLMForConditionalGeneration.from_pretrained(export(tmp_path / "larger", tmp_path / "out"))
-    assert again.config.text_config.num_hidden_layers == 7
-    with pytest.raises(CheckpointError, match="has layers 0 to 4"):
-        grown(str(tmp_path / "final"), after=(5,))
 
 
 def test_the_rotary_base_that_a_run_ended_with_is_exported(tmp_path: Path) -> None:
