@@ -15,6 +15,7 @@ from vlm.errors import ConfigError
 
 PLUGINS = {
     "lora": "vlm.plugins.lora:Lora",
+    "remember": "vlm.plugins.remember:Remember",
     "rotary_base": "vlm.plugins.rotary:RotaryBase",
     "token_rows": "vlm.plugins.token_rows:TokenRows",
 }
