@@ -11,10 +11,9 @@ import numpy as np
 
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import span_words
-from eval.needles import NeedleModel
-from eval.niah_judge import says_sentence, says_time, time_slack
+from eval.niah_judge import says_sentence
 from eval.niah_sets import SoundNeedle
-from eval.niah_trials import NO_NEEDLE, Judge, Trial, counted, describe
+from eval.niah_trials import NO_NEEDLE, Judge, Trial, counted, describe, timed
 from vlm.media import Audio, Video
 from vlm.time import Span
 
@@ -50,13 +49,7 @@ class Heard:
         word = numbers[0] if span is None else f"{span_words(span)}: {numbers[1]}"
         yield Trial(video, PHRASINGS["beep_count"][0][0], word, count, "how many", 0.25)
         if span is not None:
-            chance = min(1.0, 2 * time_slack(span, length) / length)
-            shifted = Span(hay.start + span.start, hay.start + span.end)
-
-            def judge(model: NeedleModel, reply: str) -> bool:
-                return says_time(model.spans(video, reply), shifted, length)
-
-            yield Trial(video, PHRASINGS["beep_when"][0][0], span_words(span), judge, "when", chance)
+            yield timed(video, PHRASINGS["beep_when"][0][0], span_words(span), span)
 
 
 def _sentence(text: str) -> Judge:

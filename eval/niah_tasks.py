@@ -16,11 +16,11 @@ import numpy as np
 
 from data_recipes.sample import rng_for
 from data_recipes.synth.shapes_questions import span_words
-from eval.needles import Needle, NeedleModel, NeedleSet, guess_chance, hide, insert_needle, position, rotations
-from eval.niah_judge import is_right, names_all, says_time, time_slack
+from eval.needles import Needle, NeedleSet, guess_chance, hide, insert_needle, position, rotations
+from eval.niah_judge import is_right, names_all
 from eval.niah_sets import SoundNeedle, definite, names_of
 from eval.niah_sound import Heard
-from eval.niah_trials import ALONE, NO_NEEDLE, Bare, Judge, Task, Trial, counted, describe
+from eval.niah_trials import ALONE, NO_NEEDLE, Bare, Judge, Task, Trial, counted, describe, timed
 from vlm.errors import ConfigError, DataError
 from vlm.media import Video
 from vlm.time import Span, frame_edges
@@ -35,7 +35,18 @@ def _words(answer: str | Sequence[str], wrong: Sequence[str] = ()) -> Judge:
 
 
 @dataclass(frozen=True)
-class Retrieve:
+class _Pictures:
+    """What tasks that hide pictures have in common."""
+
+    needles: NeedleSet
+
+    @property
+    def size(self) -> int:
+        return len(self.needles.needles)
+
+
+@dataclass(frozen=True)
+class Retrieve(_Pictures):
     """One needle; LongVA's protocol. With ``period``, look-alikes at every multiple of it before and behind the needle.
 
     Attributes:
@@ -45,7 +56,6 @@ class Retrieve:
         period: Distance in frames of the finished video; None for `PERIOD` or a quarter of the haystack.
     """
 
-    needles: NeedleSet
     mode: str = "insert"
     distract: bool = False
     period: int | None = None
@@ -57,10 +67,6 @@ class Retrieve:
             raise ConfigError(f"period={self.period} must be 2 or more frames")
         if self.distract:
             _need(self.needles, "lookalike", "distract")
-
-    @property
-    def size(self) -> int:
-        return len(self.needles.needles)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -98,7 +104,7 @@ class Retrieve:
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(_Pictures):
     """Several needles at once: all must be named (``several``), named in order (``order``), or counted (``count``).
 
     Free words are wrong if they name a needle that is not there. A set whose question about the order asks for the first of two
@@ -112,7 +118,6 @@ class Several:
         seed: Of the draw.
     """
 
-    needles: NeedleSet
     what: str
     mode: str = "insert"
     k: int = 3
@@ -129,10 +134,6 @@ class Several:
         copies = self.what == "count" and "{what}" in self.needles.count
         if not 2 <= self.k <= most or (self.k > self.size and not copies):
             raise ConfigError(f"k={self.k} must be 2 to {most if copies else min(most, self.size)} of these needles")
-
-    @property
-    def size(self) -> int:
-        return len(self.needles.needles)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def _names_all(reply: str, wrong: Sequence[str], *, items: Sequence[Sequence[str
 
 
 @dataclass(frozen=True)
-class When:
+class When(_Pictures):
     """When is it shown? The time counts, within a tolerance (`eval.niah_judge.says_time`).
 
     Attributes:
@@ -204,7 +205,6 @@ class When:
         mode: ``insert`` or ``replace``.
     """
 
-    needles: NeedleSet
     mode: str = "insert"
     alone: bool = field(default=False, init=False)
 
@@ -212,31 +212,22 @@ class When:
         _need(self.needles, "when", "when")
 
     @property
-    def size(self) -> int:
-        return len(self.needles.needles)
-
-    @property
     def facts(self) -> dict[str, Any]:
         return {"task": "when", "mode": self.mode, "needles": describe(self.needles)}
 
     def trials(self, hay: Video, depth: float, index: int) -> Iterator[Trial]:
-        needle, shown = self.needles.needles[index], depth != NO_NEEDLE
-        video, place = insert_needle(hay, needle.image, depth if shown else 0.5, mode=self.mode)
-        length = video.end - video.start
-        edges = frame_edges(video.timestamps - video.start, length)
+        needle = self.needles.needles[index]
+        if depth == NO_NEEDLE:
+            video, place = hay, position(0.5, len(hay.frames), self.mode)
+        else:
+            video, place = insert_needle(hay, needle.image, depth, mode=self.mode)
+        edges = frame_edges(video.timestamps - video.start, video.end - video.start)
         truth = Span(float(edges[place]), float(edges[place + 1]))
-        chance = min(1.0, 2 * time_slack(truth, length) / length)
-
-        def judge(model: NeedleModel, reply: str) -> bool:
-            said = [Span(s.start - video.start, s.end - video.start) for s in model.spans(video, reply)]
-            return says_time(said, truth, length)
-
-        answer = self.needles.forced(span_words(truth))
-        yield Trial(video if shown else hay, needle.when, answer, judge, "when", chance)
+        yield timed(video, needle.when, self.needles.forced(span_words(truth)), truth)
 
 
 @dataclass(frozen=True)
-class Absent:
+class Absent(_Pictures):
     """Is it there? Asked once with the needle and once with its look-alike in its place, so that yes and no are equally often right.
 
     Attributes:
@@ -244,17 +235,12 @@ class Absent:
         mode: ``insert`` or ``replace``.
     """
 
-    needles: NeedleSet
     mode: str = "insert"
     alone: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         _need(self.needles, "presence", "absent")
         _need(self.needles, "lookalike", "absent")
-
-    @property
-    def size(self) -> int:
-        return len(self.needles.needles)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from eval.needles import NeedleModel, NeedleSet
-from eval.niah_judge import plain, says_number
+from eval.niah_judge import plain, says_number, says_time, time_slack
 from eval.niah_sets import SoundNeedle
 from vlm.media import Video
+from vlm.time import Span
 
 NO_NEEDLE, ALONE = -1.0, -2.0
 """Depths that stand for the baseline without a needle and for the needle without a haystack."""
@@ -84,6 +85,17 @@ class Bare:
         if question not in self.replies:
             self.replies[question] = model.answer(hay, question)
         return self.replies[question]
+
+
+def timed(video: Video, question: str, answer: str, truth: Span) -> Trial:
+    """A trial whose right answer is a time; ``truth`` is in seconds from the beginning of the video."""
+    length = video.end - video.start
+    shifted = Span(video.start + truth.start, video.start + truth.end)
+
+    def judge(model: NeedleModel, reply: str) -> bool:
+        return says_time(model.spans(video, reply), shifted, length)
+
+    return Trial(video, question, answer, judge, "when", min(1.0, 2 * time_slack(truth, length) / length))
 
 
 def counted(model: NeedleModel, reply: str, *, number: int, numbers: Sequence[str]) -> bool:

@@ -16,6 +16,11 @@ from torch.autograd.function import once_differentiable
 CHUNK = 512  # rows
 
 
+def next_tokens(labels_BL: torch.Tensor) -> torch.Tensor:
+    """What each position is to predict ``[B, L]``: the label of the next one, -100 at the end."""
+    return nn.functional.pad(labels_BL[:, 1:], (0, 1), value=-100)
+
+
 def head_loss(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the cross entropy of ``head(hidden)``, in float32 (float64 if the input is).
 

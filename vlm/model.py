@@ -25,7 +25,7 @@ from vlm.connectors import build_connector, build_projector
 from vlm.connectors.fuse import locate, scatter, tag
 from vlm.encoders import AudioTower, build_vision_tower
 from vlm.errors import AlignmentError, CheckpointError, ConfigError
-from vlm.loss import head_loss
+from vlm.loss import head_loss, next_tokens
 from vlm.time.slowfast import make_pooler, pooler_of
 
 MEDIA_KEYS = ("pixel_values", "vision_features", "frames_per_medium", "is_video", "segments", "mel", "audio_lengths")
@@ -262,7 +262,7 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss_only = self.training if loss_only is None else loss_only
         targets = None
         if labels is not None:
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            targets = next_tokens(labels)
             if loss_only and not kwargs and _head_is_linear(self.config.text_config):
                 return self._loss_at_targets(inputs_embeds, attention_mask, position_ids, targets, num_items_in_batch)
             if loss_only:

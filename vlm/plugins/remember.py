@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError
+from vlm.loss import next_tokens
 from vlm.plugins import Plugin
 
 
@@ -67,7 +68,7 @@ class Remember(Plugin):
         new = any(batch.get(name) is not None for name in self.unless)
         if new or (self.longest is not None and hidden_BLD.shape[1] > self.longest):
             return {"remember": outputs.loss.new_zeros(())}
-        counted_BL = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100) != -100
+        counted_BL = next_tokens(batch["labels"]) != -100
         keep = counted_BL.any(0).nonzero().flatten()
         asked = {k: v for k, v in batch.items() if k not in ("labels", "num_items_in_batch")}
         with torch.no_grad():
