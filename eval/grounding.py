@@ -124,27 +124,6 @@ def summarise(judged: Iterable[Judged]) -> dict[str, float]:
     return {**out, "questions": float(len(items)), "videos": float(len(names))}
 
 
-def quantisation_ceiling(codec: TimeCodec, duration: float, length: float, *, samples: int = 2000) -> dict[str, float]:
-    """What a perfect predictor reaches once its times went through the codec: one event length, starts spread evenly.
-
-    Args:
-        codec: The codec.
-        duration: Length of the video, seconds.
-        length: Length of the event, seconds, at most ``duration``.
-        samples: Number of starts.
-
-    Returns:
-        ``miou`` and ``R@0.3``, ``R@0.5``, ``R@0.7`` in 0..1.
-    """
-    if not 0 < length <= duration:
-        raise ConfigError(f"an event of {length} s does not fit a video of {duration} s")
-    starts = (np.arange(samples) + 0.5) / samples * (duration - length)
-    times = [(codec.encode(s, duration), codec.encode(s + length, duration)) for s in starts]
-    read = [Span.of(codec.decode(a, duration), codec.decode(b, duration)) for a, b in times]
-    ious = np.array([Span(s, s + length).iou(r) for s, r in zip(starts.tolist(), read, strict=True)])
-    return {"miou": float(ious.mean()), **{f"R@{t}": float((ious >= t).mean()) for t in THRESHOLDS}}
-
-
 def _judge_lita(answer: str, question: Question, codec: TimeCodec) -> Judged:
     if len(question.truth) != 1:
         raise DataError(

@@ -109,19 +109,26 @@ def _read_question() -> str | None:
         return None
 
 
-def info(model: str = "smol", *, frames: int = 64, json: bool = False) -> None:
-    """What a model is made of: parameters, tokens per frame, memory for a number of frames.
+def info(
+    model: str = "smol", *, frames: int = 64, seconds: float = 120.0, event: float = 5.0, json: bool = False
+) -> None:
+    """What a model is made of: parameters, tokens per frame, memory for a number of frames, how precisely it can say when.
 
     Args:
         model: ``smol``, ``nano``, a folder or a hub id.
         frames: Number of frames to count memory for.
+        seconds: Length of the videos that it is asked about.
+        event: Length of the shortest event that it should find, seconds.
         json: Print JSON.
     """
     from vlm.presets import load
     from vlm.report import model_facts, print_facts
+    from vlm.time import warn_if_coarse
 
     _quiet()
-    print_facts(model_facts(load(model), frames=frames), as_json=json)
+    assistant = load(model)
+    print_facts(model_facts(assistant, frames=frames, seconds=seconds, event=event), as_json=json)
+    warn_if_coarse(assistant.processor.codec, seconds, shortest_event=event)
 
 
 def env(*, json: bool = False) -> None:

@@ -107,11 +107,11 @@ class VLMProcessor(ProcessorMixin):
         Args:
             token_grid: `VLMForConditionalGeneration.token_grid`.
         """
-        add_tokens(tokenizer, _codec(config.time))
-        ids = [tokenizer.convert_tokens_to_ids(t) for t in MEDIA_TOKENS]
+        codec, vision, ears = _codec(config.time), config.vision_config, config.audio_config
+        add_tokens(tokenizer, codec)
+        ids = tokenizer.convert_tokens_to_ids(list(MEDIA_TOKENS))
         config.image_token_id, config.video_token_id, config.audio_token_id = ids
-        vision = config.vision_config
-        ears = config.audio_config
+        config.time_token_ids = tokenizer.convert_tokens_to_ids(codec.tokens()) if codec.ordered else None
         return cls(
             tokenizer,
             pixels={"image_size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
