@@ -16,6 +16,7 @@ import torch
 from data_recipes.synth.nano_tokenizer import build_nano_tokenizer
 from train.nano_senses import audio_config, load_ears, load_eyes, vision_config
 from train.stages import parse_recipe
+from vlm.compose import start_times
 from vlm.config import VLMConfig
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
@@ -59,6 +60,7 @@ def model(
     grid: int = 4,
     alike: bool = True,
     pooling: str = "changes",
+    smooth: bool = False,
 ) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
     """A fresh nano with its processor.
 
@@ -69,6 +71,7 @@ def model(
         grid: A frame becomes ``grid * grid`` tokens.
         alike: Start as a look-up (`attend_to_alike`) instead of with ordinary weights.
         pooling: Mode of `vlm.time.slowfast`, ``changes`` or ``frame``.
+        smooth: Time tokens start on a smooth curve (`vlm.time.rows`) instead of as noise.
 
     Raises:
         CheckpointError: ``eyes`` or ``ears`` holds no tower of this shape.
@@ -84,6 +87,8 @@ def model(
     nano = VLMForConditionalGeneration(nano_config)
     if alike:
         attend_to_alike(nano.language_model)
+    if smooth:
+        start_times(nano, nano_config.time_token_ids or [])
     if eyes is not None:
         load_eyes(nano, processor.tokenizer, Path(eyes))
     if ears is not None:
