@@ -20,6 +20,7 @@ from vlm.time.parse import Mark, ParseResult, parse_times
 from vlm.time.span import Span
 
 LITA_TOKENS = 100
+_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?\}")
 ABSENT = "not present"
 """What is said instead of a time when there is none."""
 
@@ -74,6 +75,19 @@ class TimeCodec(ABC):
     def encode_spans(self, spans: Sequence[Span], duration: float) -> str:
         """Any number of spans; `ABSENT` for none."""
         return ", ".join(self.encode_span(span, duration) for span in spans) or ABSENT
+
+    def write(self, text: str, duration: float) -> str:
+        """Neutral marks in ``text``, ``{t:12.3}`` for a time and ``{t:12.3-15.0}`` for a span (seconds), in the codec's words.
+
+        A ``duration`` of 0 means that there is none to refer to: the time itself is taken for it.
+        """
+
+        def written(match: re.Match[str]) -> str:
+            times = [float(t) for t in match.groups() if t is not None]
+            length = duration or max(times) or 1.0
+            return self.encode(times[0], length) if len(times) == 1 else self.encode_span(Span.of(*times), length)
+
+        return _MARK.sub(written, text)
 
     def parse(self, text: str, duration: float, *, offset: float = 0.0) -> ParseResult:
         """Every time in a model's answer, however it is written; see `vlm.time.parse.parse_times`."""

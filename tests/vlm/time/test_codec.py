@@ -78,6 +78,15 @@ def test_written_forms() -> None:
     assert make_codec("digits").encode(12.34, 99.0) == "<d0><d0><d1><d2><dot><d3>"
 
 
+def test_marks_become_the_words_of_the_codec() -> None:
+    text = "At {t:12.34} and {t:12.34-75}; {t:x} {t:-1} {t:1-} are none."
+    left = "; {t:x} {t:-1} {t:1-} are none."
+    assert make_codec("relative").write(text, 99.0) == "At <t12> and <t12> <t75>" + left
+    assert make_codec("seconds").write(text, 99.0) == "At 12.3 s and 12.3 s to 75.0 s" + left
+    assert make_codec("two_digit").write(text, 99.0) == "At 12 and from 12 to 75" + left
+    assert make_codec("relative").write("{t:5.0} {t:0.0} {t:1-4}", 0.0) == "<t99> <t0> <t25> <t99>"
+
+
 def test_angle_text_is_what_litas_evaluator_reads() -> None:
     assert RelativeCodec().angle_text("From <t12> to <t30>, done.", 120.0) == "From <14.55> to <36.36>, done."
 
