@@ -177,6 +177,43 @@ def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
         raise SystemExit(status)  # 75 when the run was pre-empted and saved: a scheduler starts it again
 
 
+def data(
+    action: str,
+    source: str,
+    *,
+    format: str = "",
+    task: str = "",
+    media: Path | None = None,
+    stage: str = "",
+    count: int = 3,
+    model: str = "",
+) -> None:
+    """Look at training data: ``vlm data check RECIPE``, or ``vlm data check FILE --format rtl --media FOLDER``.
+
+    Prints what the model reads, which words the loss is on, and which times they say; media that are missing are counted.
+
+    Args:
+        action: ``check``.
+        source: A recipe (YAML file or name), or a file of annotations.
+        format: Of a file: ``captions`` (ActivityNet-Captions, YouCook2, ViTT), ``rtl``, ``charades_sta``, ``qvhighlights``, ``didemo`` or
+            ``nextqa``.
+        task: What is made of a file: ``dense``, ``localise``, ``qa`` or ``reasoning``; default: what it has.
+        media: Folder of a file's videos; default: its own.
+        stage: Of a recipe; default: every stage.
+        count: How many conversations.
+        model: Whose processor reads them; default: the recipe's own, ``nano`` for a file.
+    """
+    from train.check import check
+
+    _quiet()
+    if action != "check":
+        raise VLMError(f"vlm data {action!r} is not known; there is: vlm data check")
+    for line in check(
+        source, format=format or None, task=task or None, media=media, stage=stage or None, count=count, model=model or None
+    ):  # fmt: skip
+        print(line)
+
+
 def evaluate(
     task: str, *options: str, model: str = "", limit: int | None = None, out: Path = Path("docs/results")
 ) -> None:
@@ -285,6 +322,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "env": env,
     "fetch": fetch,
     "train": train,
+    "data": data,
     "eval": evaluate,
     "reproduce": reproduce,
     "plan": plan,
