@@ -53,7 +53,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"url={self.url!r} is no http address; give one like https://host/v1")
+            raise ConfigError(f"url={self.url!r} is no http address; give one like https://api.example.com/v1")
 
     @property
     def name(self) -> str:

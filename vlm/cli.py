@@ -187,31 +187,47 @@ def data(
     stage: str = "",
     count: int = 3,
     model: str = "",
+    writer: str = "",
+    split: str = "train",
+    seed: int = 0,
+    out: Path = Path("rtl"),
 ) -> None:
-    """Look at training data: ``vlm data check RECIPE``, or ``vlm data check FILE --format rtl --media FOLDER``.
+    """Look at training data, ``vlm data check RECIPE``, or make questions about when, ``vlm data rtl shapes --count 100 --out FOLDER``.
 
-    Prints what the model reads, which words the loss is on, and which times they say; media that are missing are counted.
+    ``check`` prints what the model reads, which words the loss is on, and which times they say; media that are missing are counted.
+    ``rtl`` writes questions that need reasoning, in ActivityNet-RTL's layout: about drawn clips (``shapes``), or about the videos of a file
+    of captions, for which it asks ``writer``.
 
     Args:
-        action: ``check``.
-        source: A recipe (YAML file or name), or a file of annotations.
+        action: ``check`` or ``rtl``.
+        source: A recipe (YAML file or name), a file of annotations, or ``shapes``.
         format: Of a file: ``captions`` (ActivityNet-Captions, YouCook2, ViTT), ``rtl``, ``charades_sta``, ``qvhighlights``, ``didemo`` or
             ``nextqa``.
         task: What is made of a file: ``dense``, ``localise``, ``qa`` or ``reasoning``; default: what it has.
         media: Folder of a file's videos; default: its own.
         stage: Of a recipe; default: every stage.
-        count: How many conversations.
+        count: How many conversations to look at, clips to draw, or questions to write about a video.
         model: Whose processor reads them; default: the recipe's own, ``nano`` for a file.
+        writer: ``URL#MODEL`` of an OpenAI-compatible endpoint, or the folder or hub id of a local language model.
+        split: Of drawn clips, ``train`` or ``heldout``.
+        seed: Of what is drawn and written.
+        out: Folder for drawn clips and their questions; JSON file for questions about a file's videos.
     """
-    from train.check import check
-
     _quiet()
-    if action != "check":
-        raise VLMError(f"vlm data {action!r} is not known; there is: vlm data check")
-    for line in check(
-        source, format=format or None, task=task or None, media=media, stage=stage or None, count=count, model=model or None
-    ):  # fmt: skip
-        print(line)
+    if action == "check":
+        from train.check import check
+
+        for line in check(
+            source, format=format or None, task=task or None, media=media, stage=stage or None, count=count,
+            model=model or None, seed=seed,
+        ):  # fmt: skip
+            print(line)
+    elif action == "rtl":
+        from data_recipes.rtl import make
+
+        print(make(source, out, count=count, media=media, writer=writer or None, split=split, seed=seed))
+    else:
+        raise VLMError(f"vlm data {action!r} is not known; there are: check, rtl")
 
 
 def evaluate(

@@ -57,4 +57,4 @@ def test_misuse_is_explained(rtl_file: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(DataError, match="nothing to ask about"):
         list(check(rtl_file.parent / "empty.json", format="captions"))
     assert main(["data", "mend", "tiny"]) != 0
-    assert "vlm data check" in capsys.readouterr().err
+    assert "check, rtl" in capsys.readouterr().err
