@@ -44,7 +44,7 @@ Answer with a JSON list and nothing else:
 _GENERIC = frozenset(
     re.findall(
         r"\w+",
-        """a an the is are was were be been being do does did done in on at of to from for with by and or as it its this that these those he she
+        """a an the is are was were be been being do does did done in on at of to from for with by and or as it its this that these those he
     they them his her their there when what which who whom whose where how why time moment part video clip during while shown show see seen
     visible appear happen take place start end begin first last after before someone somebody person people something""",
     )
