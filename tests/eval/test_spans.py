@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.grounding import Judged, Question, judge, rtl_truth, set_iou, summarise
+from eval.spans import Judged, Question, judge, rtl_truth, set_iou, summarise
 from vlm.errors import ConfigError, DataError
 from vlm.time import Span, make_codec
 
