@@ -12,6 +12,7 @@ averages over questions. Both are reported, with how many answers that were.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from vlm.report import print_facts
 from vlm.time import Span, TimeCodec
 
 _DRAWS = 1000  # of the bootstrap
+_LEADS_TO_TIME = re.compile(r"(?:^|\s)(?:from|between|at|during)$", re.IGNORECASE)
 _ROUND = 5  # seconds: answers at multiples of it say that a model has learnt round numbers (TimeChat)
 
 
@@ -211,8 +213,9 @@ def _guesses(answers: Sequence[Answered]) -> list[Row]:
 
 
 def _roundness(answers: Sequence[Answered], codec: TimeCodec) -> list[Row]:
-    """How many bounds lie within half a second of a multiple of five seconds; by chance a fifth."""
-    bounds = [t for a in answers for s in _spans(a, codec) for t in (s.start, s.end)]
+    """How many bounds inside the clip lie within half a second of a multiple of five seconds; by chance a fifth."""
+    said = [(t, a.asked.truth.duration) for a in answers for s in _spans(a, codec) for t in (s.start, s.end)]
+    bounds = [t for t, duration in said if 0 < t < duration]
     if not bounds:
         return []
     apart = np.abs((np.array(bounds) + _ROUND / 2) % _ROUND - _ROUND / 2)
@@ -246,10 +249,9 @@ def captions_of(raw: str, codec: TimeCodec, duration: float) -> list[Caption]:
     if not result.places:
         return []
     before = not raw[: result.places[0][0]].strip(" :,.;-")
-    edges = [0, *(edge for place in result.places for edge in place), len(raw)]
-    gaps = [raw[a:b].strip(" :,;-\n") for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    gaps = _gaps(raw, result.places)
     texts = gaps[1:] if before else gaps[:-1]
-    return [Caption(span, text.strip()) for span, text in zip(result.spans, texts, strict=True) if text.strip(" .")]
+    return [Caption(span, text) for span, text in zip(result.spans, texts, strict=True) if text.strip(" .")]
 
 
 def judge_rows(spec: str, answers: Sequence[Answered], codec: TimeCodec) -> list[Row]:
@@ -270,9 +272,14 @@ def judge_rows(spec: str, answers: Sequence[Answered], codec: TimeCodec) -> list
 
 
 def _without_times(raw: str, codec: TimeCodec, duration: float) -> str:
-    places = codec.parse(raw, duration).places
+    return " ".join(gap for gap in _gaps(raw, codec.parse(raw, duration).places) if gap)
+
+
+def _gaps(raw: str, places: Sequence[tuple[int, int]]) -> list[str]:
+    """What stands before, between and after the times, without the little words and marks that lead to them."""
     edges = [0, *(edge for place in places for edge in place), len(raw)]
-    return " ".join(" ".join(raw[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)).split()).strip(" :,.;-")
+    gaps = [" ".join(raw[a:b].split()).strip(" :,;-") for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [*(_LEADS_TO_TIME.sub("", gap) for gap in gaps[:-1]), gaps[-1]]
 
 
 def _spans(a: Answered, codec: TimeCodec) -> list[Span]:

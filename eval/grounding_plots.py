@@ -37,7 +37,7 @@ def draw(path: str | Path, answers: Sequence[tuple[Question, Sequence[Span]]], *
             parts = [(100 * s.start / question.duration, max(100 * s.length / question.duration, 0.4)) for s in some]
             bars.broken_barh(parts, (y + shift - 0.2, 0.4), color=colour)
     bars.set(xlabel="% of the clip; true green, predicted blue", ylabel="question", xlim=(0, 100))
-    seconds = [t % 5 for _, spans in answers for s in spans for t in (s.start, s.end)]
+    seconds = [t % 5 for q, spans in answers for s in spans for t in (s.start, s.end) if 0 < t < q.duration]
     rest.hist(seconds, bins=np.arange(0, 5.25, 0.25), color="#4878a8")
-    rest.set(xlabel="predicted seconds modulo 5", ylabel="bounds", xlim=(0, 5))
+    rest.set(xlabel="predicted seconds modulo 5, ends of clips left out", ylabel="bounds", xlim=(0, 5))
     return save(made, path)

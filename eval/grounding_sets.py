@@ -105,6 +105,6 @@ def annotated(
     for index in range(len(data) if limit is None else min(limit, len(data))):
         sample = data[index]
         (question, answer), part = sample.meta["turns"][0], sample.messages[0]["content"][0]
-        duration = sample.meta["duration"] or plan_video(part["video"], num_frames=1).duration
+        duration = sample.meta["duration"] or plan_video(part["video"], num_frames=1).end
         truth = Question(sample.meta["video"], tuple(sample.meta["spans"]), duration)
         yield Asked(part, question, truth, answer, task)
