@@ -66,7 +66,7 @@ class ShapesDataset:
         num_frames: Frames per clip; drawn from the level's range by default.
         turns: Most questions per conversation.
         kinds: Only these kinds of question: keys of `PHRASINGS`, or ``reason_`` and one of `data_recipes.synth.shapes_reasoning`; all of the
-            former by default.
+            former by default. A scene that gives nothing to reason about is asked about with kind ``when``.
         via_file: Share (0 to 1) of clips that go through a real H.264 file and the real decoder.
         file_sizes: Smallest and largest side of the written files, pixels.
     """
@@ -101,7 +101,7 @@ class ShapesDataset:
         reasons = tuple(k.removeprefix("reason_") for k in self.kinds or () if k.startswith("reason_"))
         if reasons and not step.still:
             turns += Reasoner(scene, rng, split=self.split, kinds=reasons, sound=sound, times=times).turns(self.turns)
-            turns = [turns[i] for i in rng.permutation(len(turns))[: self.turns]]
+            turns = [turns[i] for i in rng.permutation(len(turns))[: self.turns]] or asker.turns(self.turns, ("when",))
         media: list[dict[str, Any]] = []
         if step.still:
             media.append({"type": "image", "image": scene.render(0.0, self.image_size)})
