@@ -166,7 +166,7 @@ def rows_of(
     if single:
         lita = [judge(a.raw, a.asked.truth, codec, protocol="lita") for a in single]
         found = summarise(lita)
-        about = {"questions": len(single), "videos": int(found["videos"])}
+        about: dict[str, Any] = {"questions": len(single), "videos": int(found["videos"])}
         rows += [
             row("LITA's protocol, mIoU", found["miou_macro"], "", **about, **_bounds(lita, seed)),
             row("LITA's protocol, precision@0.5", found["R@0.5_macro"], "", **about),
@@ -182,7 +182,7 @@ def rows_of(
 
 def _rows(judged: list[Judged], suffix: str, answers: Sequence[Answered], seed: int, target: float | None) -> list[Row]:
     found = summarise(judged)
-    about = {"questions": len(judged), "videos": int(found["videos"])}
+    about: dict[str, Any] = {"questions": len(judged), "videos": int(found["videos"])}
     rows = [row(f"mIoU{suffix}", found["miou"], "", target, **about, **_bounds(judged, seed))]
     rows.append(row(f"mIoU by video{suffix}", found["miou_macro"], "", **about))
     rows += [row(f"R@{t}{suffix}", found[f"R@{t}"], "", **about) for t in (0.3, 0.5, 0.7)]

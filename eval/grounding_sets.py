@@ -11,7 +11,7 @@ from data_recipes.mixtures.temporal import temporal
 from data_recipes.sample import rng_for
 from eval.spans import Question
 from vlm.errors import ConfigError
-from vlm.media import plan_video
+from vlm.media import load_video, plan_video
 from vlm.time import Span
 
 WORLDS = ("shapes", "reasoning", "joined")
@@ -105,6 +105,11 @@ def annotated(
     for index in range(len(data) if limit is None else min(limit, len(data))):
         sample = data[index]
         (question, answer), part = sample.meta["turns"][0], sample.messages[0]["content"][0]
-        duration = sample.meta["duration"] or plan_video(part["video"], num_frames=1).end
+        duration = sample.meta["duration"] or _seconds(part["video"])
         truth = Question(sample.meta["video"], tuple(sample.meta["spans"]), duration)
         yield Asked(part, question, truth, answer, task)
+
+
+def _seconds(video: Any) -> float:
+    """Length of a video; the packets of some containers do not tell, then frames are read."""
+    return float((plan_video(video, num_frames=1) or load_video(video, num_frames=1)).end)

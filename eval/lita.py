@@ -127,7 +127,7 @@ def first_token(setting: Setting) -> list[Row]:
                 model.language_model(inputs_embeds=embeds, logits_to_keep=1)
                 found.append(time.process_time() - began)
     ratio = min(seconds[25600]) / min(seconds[356])
-    about = {
+    about: dict[str, Any] = {
         "language model": "2 layers of 256",
         "clock": "CPU seconds, least of the repeats",
         "seconds": round(min(seconds[356]), 4),

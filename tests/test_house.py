@@ -18,7 +18,7 @@ PACKAGES = ("vlm", *FRONT)
 
 # Layers from the top (docs/architecture.md). A module may import its own layer and those below it.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({*FRONT, "vlm.cli", "vlm.arguments", "vlm.report"}),
+    frozenset({*FRONT, "vlm.cli", "vlm.__main__", "vlm.arguments", "vlm.report"}),
     frozenset({"vlm", "vlm.presets", "vlm.compose", "vlm.chat", "vlm.model", "vlm.plugins", "vlm.checkpoints"}),
     frozenset(
         {

@@ -110,8 +110,8 @@ def _about(sample: Sample, processor: VLMProcessor) -> Iterator[str]:
         yield f"  {'target' if trained else 'read':<8}{words}"
         if trained and duration and (spans := processor.codec.parse(words, duration).spans):
             yield f"  {'times':<8}" + ", ".join(f"{s.start:.2f} to {s.end:.2f} s" for s in spans)
-    if spans := sample.meta.get("spans"):
-        yield f"  {'true':<8}" + ", ".join(f"{s.start:.2f} to {s.end:.2f} s" for s in spans)
+    if true := sample.meta.get("spans"):
+        yield f"  {'true':<8}" + ", ".join(f"{s.start:.2f} to {s.end:.2f} s" for s in true)
 
 
 def _runs(ids: list[int], labels: list[int]) -> Iterator[tuple[bool, list[int]]]:

@@ -1,7 +1,8 @@
 """`nano`, from nothing: a 2-million-parameter video-language model for the shapes world.
 
-python -m train nano_eyes && python -m train nano_ears && python -m train nano
-python -m train.nano runs/nano/final --folder vlm/presets/nano
+python -m train nano_eyes && python -m train nano_ears
+python -m train nano && python -m train.nano runs/nano/final --folder runs/nano/model
+python -m train nano_hear && python -m train.nano runs/nano_hear/final --folder vlm/presets/nano
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def model(
     grid: int = 4,
     alike: bool = True,
     pooling: str = "changes",
-    smooth: bool = False,
+    run: str | None = None,
 ) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
-    """A fresh nano with its processor.
+    """A fresh nano with its processor, or one that a run has trained.
 
     Args:
         seed: Of the weights.
@@ -71,10 +72,10 @@ def model(
         grid: A frame becomes ``grid * grid`` tokens.
         alike: Start as a look-up (`attend_to_alike`) instead of with ordinary weights.
         pooling: Mode of `vlm.time.slowfast`, ``changes`` or ``frame``.
-        smooth: Time tokens start on a smooth curve (`vlm.time.rows`) instead of as noise.
+        run: The folder ``final`` of a nano's run, or one of its checkpoints, to start from its weights.
 
     Raises:
-        CheckpointError: ``eyes`` or ``ears`` holds no tower of this shape.
+        CheckpointError: ``run`` holds other weights than nano's; ``eyes`` or ``ears`` holds no tower of this shape.
     """
     torch.manual_seed(seed)
     tokenizer = build_nano_tokenizer()
@@ -87,8 +88,8 @@ def model(
     nano = VLMForConditionalGeneration(nano_config)
     if alike:
         attend_to_alike(nano.language_model)
-    if smooth:
-        start_times(nano, nano_config.time_token_ids or [])
+    if run is not None:
+        _load(nano, Path(run))
     if eyes is not None:
         load_eyes(nano, processor.tokenizer, Path(eyes))
     if ears is not None:
@@ -173,17 +174,22 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
     Raises:
         CheckpointError: The folder has no weights, lacks one, or one has another shape.
     """
+    nano, processor = model(run=str(run))
+    nano.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+def _load(nano: VLMForConditionalGeneration, run: Path) -> None:
+    """The weights of a finished run or a checkpoint, and the rotary base that goes with them."""
     from safetensors.torch import load_file
 
-    weights = next(
-        (f for f in (Path(run) / "model.safetensors", Path(run) / "weights.safetensors") if f.is_file()), None
-    )
+    weights = next((f for f in (run / "model.safetensors", run / "weights.safetensors") if f.is_file()), None)
     if weights is None:
         raise CheckpointError(
             f"{run} holds no model.safetensors (of a finished run) or weights.safetensors (of a checkpoint)"
         )
-    nano, processor = model()
-    _extend(nano, Path(run))
+    _extend(nano, run)
     own, found = nano.state_dict(), load_file(weights)
     tied = {"language_model.lm_head.weight"}
     wrong = [k for k in own if k not in found and k not in tied] + [k for k in found if k not in own]
@@ -192,9 +198,6 @@ def export(run: str | Path, folder: str | Path = "vlm/presets/nano") -> Path:
             f"{weights} does not fit nano: {len(wrong)} weights missing or unknown, first {wrong[0]!r}"
         )
     nano.load_state_dict(found, strict=False)
-    nano.half().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
 
 
 def _extend(nano: VLMForConditionalGeneration, run: Path) -> None:

@@ -110,6 +110,7 @@ def test_drawn_clips_need_no_writer(tmp_path: Path) -> None:
     read = rtl(tmp_path / "rtl.json", tmp_path / "videos")
     assert sum(len(i.questions) for i in read.items) == report.kept and not read.missing
     for item, path in zip(read.items, read.paths, strict=True):
+        assert item.duration is not None
         assert load_video(path, num_frames=2).duration == pytest.approx(item.duration, abs=0.05)
         assert all(0 <= s.start < s.end <= item.duration + 0.01 for q in item.questions for s in q.spans)
     before = (tmp_path / "rtl.json").read_bytes()

@@ -76,6 +76,21 @@ def test_ears_are_taken_over_and_a_beep_starts_as_its_word(tmp_path: Path) -> No
         model(eyes=str(tmp_path))
 
 
+def test_a_run_goes_on_with_ears_of_its_own(tmp_path: Path) -> None:
+    ears = ears_model(seed=3)
+    (tmp_path / "ears").mkdir()
+    save_file({k: v.contiguous() for k, v in ears.state_dict().items()}, tmp_path / "ears" / "trainable.safetensors")
+    deaf, _ = model(seed=5)
+    deaf.save_pretrained(tmp_path / "final")
+    nano, _ = model(run=str(tmp_path / "final"), ears=str(tmp_path / "ears"))
+    before, after = deaf.state_dict(), nano.state_dict()
+    other = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert other == {"audio_tower", "audio_projector"}
+    assert torch.equal(
+        nano.audio_tower.state_dict()["encoder.conv1.weight"], ears.audio_tower.state_dict()["encoder.conv1.weight"]
+    )
+
+
 def test_ears_hear_from_the_start() -> None:
     """A beep changes the tokens of untrained ears by more than where in the window it is: Whisper's own start at 0.02 fails this."""
     ears = ears_model(seed=0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.tiny import random_frames, tiny_assistant
+from vlm import __version__
 from vlm.arguments import build_parser
 from vlm.cli import VERBS, _Growing, main
 from vlm.errors import ConfigError
@@ -39,6 +42,11 @@ def test_mistakes_end_in_one_line(arguments: list[str], message: str, capsys: py
     error = capsys.readouterr().err
     assert error.startswith("vlm: ") and message in error
     assert "Traceback" not in error
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "vlm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(__version__)
 
 
 def test_chat_answers_as_json_and_draws_the_strip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from vlm.plugins.hidden import Hidden
 
 @dataclass
 class Remember(Plugin):
-    """Adds ``weight`` times the divergence KL(before || now) of the next token, averaged over the targets.
+    """Adds ``weight`` times the divergence KL(before || now) of the next token, averaged over the targets that count.
 
     The model as it was is read from ``teacher`` and stays frozen. What it said about a wrong answer counts as much as what it said
     about the right one. That keeps apart what new training data would throw together, e.g. pairs that never occur in them.
@@ -27,12 +27,14 @@ class Remember(Plugin):
         weight: Of this loss; the model's own has 1.
         unless: Batches with one of these inputs are left alone: what the model is to learn, and could not do before.
         longest: Batches with more tokens in a row are left alone, too.
+        right: Only targets count where the most likely token was the right one: what it did not know, it may learn.
     """
 
     teacher: str
     weight: float = 1.0
     unless: list[str] = field(default_factory=lambda: ["mel"])
     longest: int | None = None
+    right: bool = False
 
     def __post_init__(self) -> None:
         self._teacher: Any = None
@@ -72,6 +74,11 @@ class Remember(Plugin):
         with torch.no_grad():
             before = self._teacher.to(hidden_BLD.device)(**asked, logits_to_keep=keep).logits[counted_BL[:, keep]]
         now = self._watched.logits(hidden_BLD[counted_BL])
+        if self.right:
+            knew = before.argmax(-1) == next_tokens(batch["labels"])[counted_BL]
+            if not knew.any():
+                return {"remember": outputs.loss.new_zeros(())}
+            before, now = before[knew], now[knew]
         kl = nn.functional.kl_div(
             now.float().log_softmax(-1), before.float().log_softmax(-1), reduction="batchmean", log_target=True
         )

@@ -50,6 +50,27 @@ def test_the_divergence_is_that_of_the_words_at_the_targets(model: Any, tmp_path
     assert model.get_output_embeddings().weight.grad.abs().sum() > 0
 
 
+def test_only_what_it_knew_counts_if_asked(model: Any, tmp_path: Path) -> None:
+    inputs = batch(model)
+    with torch.no_grad():
+        said = model.eval()(input_ids=inputs["input_ids"]).logits.argmax(-1)
+    inputs["labels"][0, 6] = said[0, 5]  # one target that it gets right
+    knew = (inputs["labels"][:, 1:] != -100) & (said[:, :-1] == inputs["labels"][:, 1:])
+    plugin = Remember(str(tmp_path / "before"), right=True)
+    plugin.prepare(model)
+    with torch.no_grad():
+        before = model.eval()(input_ids=inputs["input_ids"]).logits.log_softmax(-1)
+        for p in model.language_model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        now = model.eval()(input_ids=inputs["input_ids"]).logits.log_softmax(-1)
+    wanted = (before.exp() * (before - now)).sum(-1)[:, :-1][knew].mean()
+    assert 0 < int(knew.sum()) < int((inputs["labels"][:, 1:] != -100).sum())
+    assert float(loss(plugin, model, inputs).detach()) == pytest.approx(float(wanted), rel=1e-4)
+    nothing = {**inputs, "labels": torch.where(knew.any(), inputs["labels"], -100).clone()}
+    nothing["labels"][:, 1:][knew] = -100
+    assert float(loss(plugin, model, nothing).detach()) == 0.0
+
+
 def test_following_it_leads_back(model: Any, tmp_path: Path) -> None:
     plugin = Remember(str(tmp_path / "before"))
     plugin.prepare(model)
