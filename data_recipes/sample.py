@@ -2,7 +2,8 @@
 
 Messages are OpenAI/HF style. A content part is ``{"type": "text", "text": ...}``, ``{"type": "video", "video": ...}``,
 ``{"type": "image", "image": ...}`` or ``{"type": "audio", "audio": ...}``; the medium itself is a path or a loaded object of `vlm.media`.
-In assistant text a time is written as ``{t:12.34}`` (seconds); the processor turns it into what the model's time codec says.
+In assistant text a time is written as ``{t:12.34}`` (seconds), a span as ``{t:12.34-15.00}``; the processor turns it into what the
+model's time codec says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm.errors import ConfigError
+from vlm.time import Span
 
 Message = dict[str, Any]
 
@@ -89,3 +91,8 @@ def conversation(media: Sequence[dict[str, Any]], turns: Iterable[tuple[str, str
 def mark(seconds: float) -> str:
     """The neutral mark of a time: ``{t:3.00}``."""
     return f"{{t:{seconds:.2f}}}"
+
+
+def mark_span(span: Span) -> str:
+    """The neutral mark of a span: ``{t:3.00-4.50}``."""
+    return f"{{t:{span.start:.2f}-{span.end:.2f}}}"

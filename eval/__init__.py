@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from vlm.errors import ConfigError
 
-TASKS = ("basics", "shapes", "niah", "plan")
+TASKS = ("basics", "shapes", "niah", "grounding", "plan")
 
 
 def run_task(task: str, *, model: str | None, limit: int | None, out: Path, options: list[str]) -> None:

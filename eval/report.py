@@ -232,8 +232,8 @@ def heat_maps(
         columns: Labels of the horizontal axis.
         labels: Names of the vertical and the horizontal axis.
     """
-    figure = _figure(1.5 + (1.6 + 0.62 * len(columns)) * len(panels), 1.6 + 0.42 * len(rows))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    made = figure(1.5 + (1.6 + 0.62 * len(columns)) * len(panels), 1.6 + 0.42 * len(rows))
+    axes = made.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, grid) in zip(axes, panels.items(), strict=True):
         axis.set_facecolor("lightgrey")
         axis.imshow(grid, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
@@ -243,7 +243,7 @@ def heat_maps(
         axis.set(title=title, xlabel=labels[1], ylabel=labels[0], xticks=range(len(columns)), yticks=range(len(rows)))
         axis.set_xticklabels(columns)
         axis.set_yticklabels(rows)
-    return _save(figure, path)
+    return save(made, path)
 
 
 def bar_chart(path: str | Path, bars: Iterable[Row], *, title: str = "", unit: str = "%") -> Path:
@@ -255,8 +255,8 @@ def bar_chart(path: str | Path, bars: Iterable[Row], *, title: str = "", unit: s
             are left out.
     """
     drawn = [r for r in bars if r.get("value") is not None]
-    figure = _figure(1.5 + 1.1 * max(len(drawn), 2), 4.2)
-    axis = figure.subplots()
+    made = figure(1.5 + 1.1 * max(len(drawn), 2), 4.2)
+    axis = made.subplots()
     for x, r in enumerate(drawn):
         value, given = r["value"], r.get("setting")
         setting: dict[str, Any] = given if isinstance(given, dict) else {}
@@ -271,7 +271,7 @@ def bar_chart(path: str | Path, bars: Iterable[Row], *, title: str = "", unit: s
             axis.hlines(float(bar[2]), x - 0.4, x + 0.4, colors="green", linewidth=2)
     axis.set(title=title, ylabel=unit, xticks=range(len(drawn)))
     axis.set_xticklabels([str(_either(r, "name", "claim")) for r in drawn], rotation=30, ha="right")
-    return _save(figure, path)
+    return save(made, path)
 
 
 def _checked(r: Row, name: str) -> Row:
@@ -330,18 +330,24 @@ def _memory_gb() -> float | None:
         return None
 
 
-def _figure(width: float, height: float) -> Any:
+def figure(width: float, height: float) -> Any:
+    """A matplotlib figure of that many inches, without a window.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "eval", "drawing a plot") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def save(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

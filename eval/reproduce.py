@@ -15,7 +15,7 @@ from typing import Any
 from eval.report import Row, commit, row, write_results, write_text
 from vlm.errors import ConfigError
 
-PAPERS = {"longvila": "eval.longvila"}
+PAPERS = {"lita": "eval.lita", "longvila": "eval.longvila"}
 """Paper -> module with ``parts(setting)``, and ``draw(path, rows)`` if there is something to see."""
 
 

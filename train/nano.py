@@ -17,8 +17,9 @@ import torch
 from data_recipes.synth.nano_tokenizer import build_nano_tokenizer
 from train.nano_senses import audio_config, load_ears, load_eyes, vision_config
 from train.stages import parse_recipe
+from vlm.compose import start_times
 from vlm.config import VLMConfig
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.model import VLMForConditionalGeneration
 from vlm.plugins.parts import PARTS_JSON
 from vlm.plugins.rotary import RotaryBase
@@ -104,6 +105,44 @@ def restart(preset: str = "nano-short", seed: int = 0) -> tuple[VLMForConditiona
     for name in ("mm_projector", "audio_projector"):
         getattr(made, name).load_state_dict(getattr(fresh, name).state_dict())
     return made.train(), VLMProcessor.from_pretrained(preset_folder(preset))
+
+
+def retold(
+    preset: str = "nano-short",
+    pooling: dict[str, Any] | None = None,
+    time: dict[str, Any] | None = None,
+    times: str = "kept",
+    seed: int = 0,
+) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+    """A shipped nano that is to read frames and to say times another way: the same weights, another layout. For LITA's ablations.
+
+    Args:
+        preset: Which.
+        pooling: See `VLMConfig`; default: as it is.
+        time: Likewise.
+        times: ``kept``, or how its time tokens start anew: on a ``smooth`` curve (`vlm.time.rows`), or as independent ``noise``.
+        seed: Of that.
+
+    Raises:
+        ConfigError: ``times`` is something else, or the layout makes no sense.
+    """
+    if times not in ("kept", "smooth", "noise"):
+        raise ConfigError(f"times={times!r} is not one of kept, smooth, noise")
+    folder = preset_folder(preset)
+    before = VLMConfig.from_pretrained(folder).to_dict()
+    changed = VLMConfig(**{**before, **({"pooling": pooling} if pooling else {}), **({"time": time} if time else {})})
+    nano = VLMForConditionalGeneration.from_pretrained(folder, config=changed, dtype=torch.float32)
+    processor = VLMProcessor.for_config(changed, VLMProcessor.from_pretrained(folder).tokenizer, nano.token_grid)
+    ids = changed.time_token_ids or []
+    nano.config.time_token_ids = ids or None
+    torch.manual_seed(seed)
+    if times == "smooth":
+        start_times(nano, ids)
+    elif times == "noise" and ids:
+        table = nano.get_input_embeddings().weight
+        with torch.no_grad():
+            table[ids] = table[: min(ids)].std() * torch.randn(len(ids), table.shape[1])
+    return nano.train(), processor
 
 
 @torch.no_grad()

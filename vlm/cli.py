@@ -109,19 +109,26 @@ def _read_question() -> str | None:
         return None
 
 
-def info(model: str = "smol", *, frames: int = 64, json: bool = False) -> None:
-    """What a model is made of: parameters, tokens per frame, memory for a number of frames.
+def info(
+    model: str = "smol", *, frames: int = 64, seconds: float = 120.0, event: float = 5.0, json: bool = False
+) -> None:
+    """What a model is made of: parameters, tokens per frame, memory for a number of frames, how precisely it can say when.
 
     Args:
         model: ``smol``, ``nano``, a folder or a hub id.
         frames: Number of frames to count memory for.
+        seconds: Length of the videos that it is asked about.
+        event: Length of the shortest event that it should find, seconds.
         json: Print JSON.
     """
     from vlm.presets import load
     from vlm.report import model_facts, print_facts
+    from vlm.time import warn_if_coarse
 
     _quiet()
-    print_facts(model_facts(load(model), frames=frames), as_json=json)
+    assistant = load(model)
+    print_facts(model_facts(assistant, frames=frames, seconds=seconds, event=event), as_json=json)
+    warn_if_coarse(assistant.processor.codec, seconds, shortest_event=event)
 
 
 def env(*, json: bool = False) -> None:
@@ -168,6 +175,59 @@ def train(recipe: str, *overrides: str, dry_run: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if status := run(recipe, list(overrides), dry_run):
         raise SystemExit(status)  # 75 when the run was pre-empted and saved: a scheduler starts it again
+
+
+def data(
+    action: str,
+    source: str,
+    *,
+    format: str = "",
+    task: str = "",
+    media: Path | None = None,
+    stage: str = "",
+    count: int = 3,
+    model: str = "",
+    writer: str = "",
+    split: str = "train",
+    seed: int = 0,
+    out: Path = Path("rtl"),
+) -> None:
+    """Look at training data, ``vlm data check RECIPE``, or make questions about when, ``vlm data rtl shapes --count 100 --out FOLDER``.
+
+    ``check`` prints what the model reads, which words the loss is on, and which times they say; media that are missing are counted.
+    ``rtl`` writes questions that need reasoning, in ActivityNet-RTL's layout: about drawn clips (``shapes``), or about the videos of a file
+    of captions, for which it asks ``writer``.
+
+    Args:
+        action: ``check`` or ``rtl``.
+        source: A recipe (YAML file or name), a file of annotations, or ``shapes``.
+        format: Of a file: ``captions`` (ActivityNet-Captions, YouCook2, ViTT), ``rtl``, ``charades_sta``, ``qvhighlights``, ``didemo`` or
+            ``nextqa``.
+        task: What is made of a file: ``dense``, ``localise``, ``qa`` or ``reasoning``; default: what it has.
+        media: Folder of a file's videos; default: its own.
+        stage: Of a recipe; default: every stage.
+        count: How many conversations to look at, clips to draw, or questions to write about a video.
+        model: Whose processor reads them; default: the recipe's own, ``nano`` for a file.
+        writer: ``URL#MODEL`` of an OpenAI-compatible endpoint, or the folder or hub id of a local language model.
+        split: Of drawn clips, ``train`` or ``heldout``.
+        seed: Of what is drawn and written.
+        out: Folder for drawn clips and their questions; JSON file for questions about a file's videos.
+    """
+    _quiet()
+    if action == "check":
+        from train.check import check
+
+        for line in check(
+            source, format=format or None, task=task or None, media=media, stage=stage or None, count=count,
+            model=model or None, seed=seed,
+        ):  # fmt: skip
+            print(line)
+    elif action == "rtl":
+        from data_recipes.rtl import make
+
+        print(make(source, out, count=count, media=media, writer=writer or None, split=split, seed=seed))
+    else:
+        raise VLMError(f"vlm data {action!r} is not known; there are: check, rtl")
 
 
 def evaluate(
@@ -278,6 +338,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "env": env,
     "fetch": fetch,
     "train": train,
+    "data": data,
     "eval": evaluate,
     "reproduce": reproduce,
     "plan": plan,

@@ -16,6 +16,7 @@ from vlm.config import VisionConfig, VLMConfig
 from vlm.errors import CheckpointError
 from vlm.model import VLMForConditionalGeneration
 from vlm.processor import VLMProcessor
+from vlm.time.rows import smooth_rows
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -59,8 +60,10 @@ def compose(
     model = VLMForConditionalGeneration(config).to(dtype)
     model.language_model = language_model
     _load_tower(model.vision_tower.model, vision)
+    known = len(tokenizer)
     processor = VLMProcessor.for_config(config, tokenizer, model.token_grid)
     make_room(model, len(processor.tokenizer))
+    start_times(model, [i for i in config.time_token_ids or [] if i >= known])
     return Assistant(model.eval(), processor, name=f"{Path(llm).name} + {Path(vision).name}")
 
 
@@ -93,6 +96,16 @@ def make_room(model: VLMForConditionalGeneration, vocabulary: int) -> None:
     with torch.no_grad():
         for part in (model.get_input_embeddings(), model.get_output_embeddings()):
             part.weight[before:] = part.weight[:before].mean(0)
+
+
+def start_times(model: VLMForConditionalGeneration, ids: list[int]) -> None:
+    """Let the rows of new time tokens start on a smooth curve (`vlm.time.rows`), in the table of embeddings and in a head of its own."""
+    if not ids:
+        return
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for weight in {id(part.weight): part.weight for part in parts}.values():
+            weight[ids] = smooth_rows(len(ids), weight[: min(ids)])
 
 
 def _tower_config(vision: str | Path) -> Any:

@@ -118,6 +118,7 @@ class VLMConfig(PreTrainedConfig):
             names the time before every group of visual tokens, and with ``tag`` as well each of them carries that many times the
             embedding of its time (`vlm.connectors.fuse.tag`); the rest are options of the codec.
         image_token_id, video_token_id, audio_token_id: Placeholder ids in the language model's vocabulary.
+        time_token_ids: Ids of the codec's time tokens in the order of time; None if it has none, or if its tokens are no times.
     """
 
     model_type = "vlm"
@@ -137,6 +138,7 @@ class VLMConfig(PreTrainedConfig):
     image_token_id: int | None = None
     video_token_id: int | None = None
     audio_token_id: int | None = None
+    time_token_ids: list[int] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

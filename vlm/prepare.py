@@ -125,7 +125,7 @@ def prepare_video(
             f"a video part needs 'video' (a path, bytes, frames or a Video) or 'features'; got keys {sorted(part)}"
         )
     if not isinstance(source, Video):
-        own = {k: part[k] for k in ("num_frames", "fps", "start", "end") if part.get(k) is not None}
+        own = {k: part[k] for k in ("num_frames", "fps", "start", "end", "frame_fps") if part.get(k) is not None}
         replaced = {"num_frames", "fps"} if own.keys() & {"num_frames", "fps"} else set()
         wanted = {k: v for k, v in options.items() if v is not None and k not in replaced} | own
         if "fps" not in wanted:

@@ -26,7 +26,6 @@ from vlm.time.slowfast import Pooler, pooler_of
 MEDIA_TOKENS = ("<image>", "<video>", "<audio>")
 _AUDIO_TIMES = 50  # with interleaved times, sound has one a second, or at most about this many
 _MARK = re.compile("\ue000(\\d+)\ue001")
-_TIME_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)\}")
 _FALLBACK_TEMPLATE = (  # an answer ends with the token that generation stops at
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -107,11 +106,11 @@ class VLMProcessor(ProcessorMixin):
         Args:
             token_grid: `VLMForConditionalGeneration.token_grid`.
         """
-        add_tokens(tokenizer, _codec(config.time))
-        ids = [tokenizer.convert_tokens_to_ids(t) for t in MEDIA_TOKENS]
+        codec, vision, ears = _codec(config.time), config.vision_config, config.audio_config
+        add_tokens(tokenizer, codec)
+        ids = tokenizer.convert_tokens_to_ids(list(MEDIA_TOKENS))
         config.image_token_id, config.video_token_id, config.audio_token_id = ids
-        vision = config.vision_config
-        ears = config.audio_config
+        config.time_token_ids = tokenizer.convert_tokens_to_ids(codec.tokens()) if codec.ordered else None
         return cls(
             tokenizer,
             pixels={"image_size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
@@ -212,9 +211,8 @@ class VLMProcessor(ProcessorMixin):
 
     def text_ids(self, text: str, duration: float = 0.0, *, marks: bool = True) -> list[int]:
         """Ids of untrusted text: control tokens in it stay plain text; with ``marks``, ``{t:12.3}`` becomes the codec's words."""
-        codec = self.codec
         if marks:
-            text = _TIME_MARK.sub(lambda m: codec.encode(float(m[1]), duration or float(m[1]) or 1.0), text)
+            text = self.codec.write(text, duration)
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
     def _time_ids(self, seconds: float, duration: float) -> list[int]:

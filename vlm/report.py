@@ -13,6 +13,7 @@ import numpy as np
 
 from vlm import __version__
 from vlm.errors import ConfigError
+from vlm.time import quantisation_ceiling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,11 +135,19 @@ def _draw_bar(draw: Any, font: Any, video: Medium, spans: list[Span], *, width: 
     draw.text((right - draw.textlength(last, font=font), top + 16), last, fill="black", font=font)
 
 
-def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
-    """Parameters per part, tokens per frame, and bytes of weights and cache for ``frames`` frames.
+def model_facts(
+    assistant: Assistant, *, frames: int = 64, seconds: float = 120.0, event: float = 5.0
+) -> dict[str, Any]:
+    """Parameters per part, tokens per frame, bytes of weights and cache for ``frames`` frames, and the precision of times.
+
+    Args:
+        assistant: The model.
+        frames: Of a video.
+        seconds: Its length.
+        event: Length of the shortest event that should be found, seconds.
 
     Raises:
-        ConfigError: ``frames`` is less than 1.
+        ConfigError: ``frames`` is less than 1, or ``event`` does not fit into ``seconds``.
     """
     if frames < 1:
         raise ConfigError(f"frames={frames} must be at least 1")
@@ -156,6 +165,8 @@ def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = next(model.parameters()).element_size()
     cache = 2 * text.num_hidden_layers * heads * head_dim * size * tokens
+    codec = processor.codec
+    best = quantisation_ceiling(codec, seconds, event)["miou"]
     return {
         "model": assistant.name,
         "parameters": sum(parts.values()),
@@ -167,7 +178,9 @@ def model_facts(assistant: Assistant, *, frames: int = 64) -> dict[str, Any]:
         f"tokens for {frames} frames": tokens,
         "bytes of weights": sum(parts.values()) * size,
         f"bytes of cache for {frames} frames": cache,
-        "time codec": processor.layout["time"]["codec"],
+        "time codec": codec.name,
+        f"seconds between two times in {seconds:g} s": round(codec.step(seconds), 3),
+        f"best IoU for an event of {event:g} s": round(best, 3),
     }
 
 

@@ -25,6 +25,8 @@ from data_recipes.sample import Sample, check_kinds, conversation, rng_for
 from data_recipes.synth.needles import needle_frame
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import Asker, Turn
+from data_recipes.synth.shapes_reasoning import PHRASINGS as REASONS
+from data_recipes.synth.shapes_reasoning import Reasoner
 from data_recipes.synth.shapes_render import COLOURS, DIGITS, SHAPES
 from data_recipes.synth.shapes_scene import SOUND_RATE, Scene
 from data_recipes.synth.shapes_world import HELD_OUT, LEVELS, Level, level, random_scene
@@ -63,7 +65,8 @@ class ShapesDataset:
         image_size: Side of the frames handed to the model, pixels.
         num_frames: Frames per clip; drawn from the level's range by default.
         turns: Most questions per conversation.
-        kinds: Only these kinds of question (keys of `PHRASINGS`); all by default.
+        kinds: Only these kinds of question: keys of `PHRASINGS`, or ``reason_`` and one of `data_recipes.synth.shapes_reasoning`; all of the
+            former by default. A scene that gives nothing to reason about is asked about with kind ``when``.
         via_file: Share (0 to 1) of clips that go through a real H.264 file and the real decoder.
         file_sizes: Smallest and largest side of the written files, pixels.
     """
@@ -80,7 +83,7 @@ class ShapesDataset:
     file_sizes: tuple[int, int] = (64, 256)
 
     def __post_init__(self) -> None:
-        check_kinds(self.kinds, PHRASINGS)
+        check_kinds(self.kinds, (*PHRASINGS, *(f"reason_{kind}" for kind in REASONS)))
 
     def __len__(self) -> int:
         return self.size
@@ -95,6 +98,10 @@ class ShapesDataset:
         times = scene.sample_times(frames) if self.split == "train" else None
         asker = Asker(scene, rng, split=self.split, still=step.still, sound=sound, times=times)
         turns = asker.turns(self.turns, self.kinds)
+        reasons = tuple(k.removeprefix("reason_") for k in self.kinds or () if k.startswith("reason_"))
+        if reasons and not step.still:
+            turns += Reasoner(scene, rng, split=self.split, kinds=reasons, sound=sound, times=times).turns(self.turns)
+            turns = [turns[i] for i in rng.permutation(len(turns))[: self.turns]] or asker.turns(self.turns, ("when",))
         media: list[dict[str, Any]] = []
         if step.still:
             media.append({"type": "image", "image": scene.render(0.0, self.image_size)})

@@ -165,6 +165,6 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_loaded_only_to_draw() -> None:
-    code = "import sys, eval.report, eval.niah, eval.grounding; print('matplotlib' in sys.modules)"
+    code = "import sys, eval.report, eval.niah, eval.spans; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"

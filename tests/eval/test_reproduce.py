@@ -63,7 +63,7 @@ def test_damaged_parts_are_measured_again(paper: list[str], tmp_path: Path) -> N
 
 
 def test_an_unknown_paper_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no paper 'longvita'; there is longvila"):
+    with pytest.raises(ConfigError, match="no paper 'longvita'; there is lita, longvila"):
         reproduce.run("longvita", out=tmp_path)
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from data_recipes.synth.shapes_scene import SOUND_RATE, tone
 from train.stages import load_recipe
 from vlm.encoders import log_mel
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.model import VLMForConditionalGeneration
 from vlm.plugins.parts import tensors_by_name
 from vlm.presets import preset_folder
 
 pytest.importorskip("timm")
 
-from train.nano import export, model, restart
+from train.nano import export, model, restart, retold
 from train.nano_senses import SLICES, ears_model, eyes_model
 
 
@@ -140,3 +140,24 @@ def test_the_five_stages_start_with_connectors_that_know_nothing() -> None:
     other = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert other == {"mm_projector", "audio_projector"}
     assert len(processor.tokenizer) == fresh.get_input_embeddings().num_embeddings
+
+
+def test_another_layout_keeps_the_weights() -> None:
+    shipped = VLMForConditionalGeneration.from_pretrained(preset_folder("nano-short"), dtype=torch.float32)
+    slow, processor = retold(pooling={"mode": "slowfast"}, time={"codec": "relative", "interleave": False})
+    assert all(torch.equal(a, b) for a, b in zip(shipped.parameters(), slow.parameters(), strict=True))
+    assert slow.config.pooling["mode"] == "slowfast" and not processor.layout["time"]["interleave"]
+    video = {"type": "video", "video": torch.zeros(8, 64, 64, 3, dtype=torch.uint8).numpy(), "num_frames": 8}
+    prompt = processor.prompt([{"role": "user", "content": [video]}])
+    assert sum(i == processor.token_id("<video>") for i in prompt.ids) == 8 + 16
+    assert not set(prompt.ids) & set(slow.config.time_token_ids), "no times in what is read"
+    text, processor = retold(time={"codec": "seconds", "interleave": False})
+    assert text.config.time_token_ids is None and processor.codec.name == "seconds"
+    rows = {
+        kind: retold(times=kind)[0].get_input_embeddings().weight[slow.config.time_token_ids]
+        for kind in ("smooth", "noise")
+    }
+    near = {kind: float(torch.cosine_similarity(r[1:], r[:-1]).mean()) for kind, r in rows.items()}
+    assert near["smooth"] > 0.95 and abs(near["noise"]) < 0.1
+    with pytest.raises(ConfigError, match="times='new'"):
+        retold(times="new")

@@ -126,6 +126,12 @@ def test_facts_for_any_number_of_frames() -> None:
         model_facts(tiny, frames=0)
 
 
+def test_facts_say_how_precise_times_can_be() -> None:
+    facts = model_facts(tiny_assistant(time={"codec": "relative", "num_tokens": 100}), seconds=120.0, event=2.0)
+    assert facts["best IoU for an event of 2 s"] == pytest.approx(0.73, abs=0.015)
+    assert facts["seconds between two times in 120 s"] == pytest.approx(1.212)
+
+
 def test_clock() -> None:
     assert (clock(3.04), clock(75.25)) == ("3.0 s", "1:15.2")
     assert (clock(59.96), clock(119.97)) == ("1:00.0", "2:00.0")

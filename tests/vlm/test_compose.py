@@ -75,6 +75,9 @@ def test_both_halves_are_as_they_were(kind: str, llm: Path, tmp_path: Path) -> N
     rows = own.get_input_embeddings().weight
     table = model.get_input_embeddings().weight
     assert torch.equal(table[: len(rows)], rows) and len(table) == len(assistant.processor.tokenizer) > len(rows)
+    times = table[model.config.time_token_ids]
+    near, far = (torch.cosine_similarity(times[k:], times[:-k]).mean() for k in (1, 40))
+    assert near > 0.95 > far + 0.5
     ids = torch.arange(40)[None]
     torch.testing.assert_close(model.language_model(ids).logits[..., : len(rows)], own(ids).logits)
     if kind == "siglip":

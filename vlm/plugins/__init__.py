@@ -17,6 +17,7 @@ PLUGINS = {
     "lora": "vlm.plugins.lora:Lora",
     "remember": "vlm.plugins.remember:Remember",
     "rotary_base": "vlm.plugins.rotary:RotaryBase",
+    "soft_times": "vlm.plugins.soft_times:SoftTimes",
     "token_rows": "vlm.plugins.token_rows:TokenRows",
 }
 

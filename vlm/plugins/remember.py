@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm.errors import ConfigError
 from vlm.loss import next_tokens
 from vlm.plugins import Plugin
+from vlm.plugins.hidden import Hidden
 
 
 @dataclass
@@ -37,9 +38,7 @@ class Remember(Plugin):
 
     def __post_init__(self) -> None:
         self._teacher: Any = None
-        self._head: Any = None
-        self._hidden: Tensor | None = None
-        self._hook: Any = None
+        self._watched: Any = None
 
     def prepare(self, model: Any) -> Any:
         """Read the teacher, and watch what the decoder of the model gives out.
@@ -54,8 +53,7 @@ class Remember(Plugin):
         own, other = (m.get_input_embeddings().num_embeddings for m in (model, teacher))
         if own != other:
             raise ConfigError(f"teacher={self.teacher!r} has {other} words, the model {own}")
-        self._teacher, self._head = teacher, model.get_output_embeddings()
-        self._hook = model.get_decoder().register_forward_hook(self._watch)
+        self._teacher, self._watched = teacher, Hidden(model, "remember")
         return model
 
     def losses(self, batch: dict[str, Any], outputs: Any) -> dict[str, Tensor]:
@@ -64,9 +62,9 @@ class Remember(Plugin):
         Raises:
             ConfigError: The samples are packed, or shared by several processes.
         """
-        hidden_BLD, self._hidden = self._hidden, None
-        if "documents" in batch or hidden_BLD is None or hidden_BLD.shape[:2] != batch["labels"].shape:
-            raise ConfigError("the plugin 'remember' does not work with packed samples or shared sequences")
+        hidden_BLD = self._watched.take(batch)
+        if "documents" in batch:
+            raise ConfigError("the plugin 'remember' does not work with packed samples")
         new = any(batch.get(name) is not None for name in self.unless)
         if new or (self.longest is not None and hidden_BLD.shape[1] > self.longest):
             return {"remember": outputs.loss.new_zeros(())}
@@ -75,7 +73,7 @@ class Remember(Plugin):
         asked = {k: v for k, v in batch.items() if k not in ("labels", "num_items_in_batch")}
         with torch.no_grad():
             before = self._teacher.to(hidden_BLD.device)(**asked, logits_to_keep=keep).logits[counted_BL[:, keep]]
-        now = self._head(hidden_BLD[counted_BL])
+        now = self._watched.logits(hidden_BLD[counted_BL])
         if self.right:
             knew = before.argmax(-1) == next_tokens(batch["labels"])[counted_BL]
             if not knew.any():
@@ -88,9 +86,6 @@ class Remember(Plugin):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Forget the teacher."""
-        self._hook.remove()
-        self._teacher = self._head = self._hidden = self._hook = None
+        self._watched.release()
+        self._teacher = self._watched = None
         return model
-
-    def _watch(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._hidden = output.last_hidden_state

@@ -3,6 +3,7 @@
 - ``relative``: one token per time, a fraction of the clip (LITA, 2403.19046 §3.2). Short, but coarse on long video.
 - ``seconds``: plain text such as ``12.3 s`` (the form of Qwen3-VL and TimeLens). No new tokens, the same on any length.
 - ``digits``: absolute time in dedicated digit tokens of fixed width (idea of VTG-LLM and TRACE; the names are ours).
+- ``two_digit``: hundredths of the clip as two plain digits, ``from 25 to 60`` (VTimeLLM). No new tokens, coarse on long video.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from vlm.errors import ConfigError
@@ -18,12 +20,21 @@ from vlm.time.parse import Mark, ParseResult, parse_times
 from vlm.time.span import Span
 
 LITA_TOKENS = 100
+_MARK = re.compile(r"\{t:(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?\}")
+ABSENT = "not present"
+"""What is said instead of a time when there is none."""
 
 
 class TimeCodec(ABC):
-    """Writes times for a language model and reads them back."""
+    """Writes times for a language model and reads them back.
+
+    Attributes:
+        name: As in `make_codec`.
+        ordered: Each of its tokens is a time, and they follow each other.
+    """
 
     name: str
+    ordered: bool = False
 
     @abstractmethod
     def tokens(self) -> list[str]:
@@ -61,6 +72,23 @@ class TimeCodec(ABC):
         """Start and end, side by side (LITA's ``<ts> <te>``)."""
         return f"{self.encode(span.start, duration)} {self.encode(span.end, duration)}"
 
+    def encode_spans(self, spans: Sequence[Span], duration: float) -> str:
+        """Any number of spans; `ABSENT` for none."""
+        return ", ".join(self.encode_span(span, duration) for span in spans) or ABSENT
+
+    def write(self, text: str, duration: float) -> str:
+        """Neutral marks in ``text``, ``{t:12.3}`` for a time and ``{t:12.3-15.0}`` for a span (seconds), in the codec's words.
+
+        A ``duration`` of 0 means that there is none to refer to: the time itself is taken for it.
+        """
+
+        def written(match: re.Match[str]) -> str:
+            times = [float(t) for t in match.groups() if t is not None]
+            length = duration or max(times) or 1.0
+            return self.encode(times[0], length) if len(times) == 1 else self.encode_span(Span.of(*times), length)
+
+        return _MARK.sub(written, text)
+
     def parse(self, text: str, duration: float, *, offset: float = 0.0) -> ParseResult:
         """Every time in a model's answer, however it is written; see `vlm.time.parse.parse_times`."""
         return parse_times(text, duration, mark=self._mark(duration), offset=offset)
@@ -77,6 +105,7 @@ class RelativeCodec(TimeCodec):
     """
 
     name = "relative"
+    ordered = True
 
     def __init__(self, *, num_tokens: int = LITA_TOKENS, template: str = "<t{t}>") -> None:
         if num_tokens < 2:
@@ -211,15 +240,61 @@ class DigitsCodec(TimeCodec):
         )
 
 
-CODECS: dict[str, type[TimeCodec]] = {"relative": RelativeCodec, "seconds": SecondsCodec, "digits": DigitsCodec}
+class TwoDigitCodec(TimeCodec):
+    """``from 25 to 60``: hundredths of the clip, 00 to 99, as plain text; read back as VTimeLLM does, the end counts one more.
+
+    VTimeLLM writes ``min(round(100 t / duration), 99)`` for both bounds, so that a span read back is too long by a hundredth. We write
+    the end that reads back nearest.
+    """
+
+    name = "two_digit"
+    _after = r"(?![0-9:%]|\.[0-9]|\s*(?:s|secs?|seconds?|m|min(?:ute)?s?)\b)"
+    _bare = (
+        rf"(?<![\w.:])[0-9]{{2}}(?=\s(?:to|and)\s[0-9]{{2}}{_after})|(?<=[0-9]{{2}}\s)(?:to|and)\s[0-9]{{2}}{_after}"
+    )
+
+    def tokens(self) -> list[str]:
+        return []
+
+    def encode(self, seconds: float, duration: float) -> str:
+        return f"{min(round(100 * _clamped(seconds, duration) / duration), 99):02d}"
+
+    def encode_span(self, span: Span, duration: float) -> str:
+        """``from 25 to 60``."""
+        bounds = [100 * _clamped(t, duration) / duration for t in (span.start, span.end)]
+        start, end = min(round(bounds[0]), 99), round(bounds[1]) - 1
+        if end < start:  # shorter than a hundredth: the one that its middle lies in
+            start = end = min(int(sum(bounds) / 2), 99)
+        return f"from {start:02d} to {end:02d}"
+
+    def decode(self, token: str, duration: float) -> float:
+        _check_duration(duration)
+        if not re.fullmatch("[0-9]{2}", token):
+            raise ConfigError(f"{token!r} is not two digits")
+        return int(token) / 100 * duration
+
+    def step(self, duration: float) -> float:
+        return duration / 50  # what lies in the last hundredth is said to begin with it
+
+    def _mark(self, duration: float) -> Mark:
+        def read(words: str) -> float:
+            hundredth = int(words[-2:]) + (len(words) > 2)  # "to 60" or "25"
+            return hundredth / 100 * duration if duration > 0 else math.nan
+
+        return Mark(self._bare, read)
+
+
+CODECS: dict[str, type[TimeCodec]] = {
+    codec.name: codec for codec in (RelativeCodec, SecondsCodec, DigitsCodec, TwoDigitCodec)
+}
 
 
 def make_codec(name: str, **options: Any) -> TimeCodec:
     """A codec by name.
 
     Args:
-        name: ``relative`` (options ``num_tokens``, ``template``), ``seconds`` (``decimals``) or
-            ``digits`` (``whole``, ``decimals``).
+        name: ``relative`` (options ``num_tokens``, ``template``), ``seconds`` (``decimals``), ``digits`` (``whole``, ``decimals``) or
+            ``two_digit``.
         options: Keyword arguments of the codec.
 
     Raises:

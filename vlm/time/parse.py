@@ -30,12 +30,14 @@ class ParseResult:
         fallback: True if no time could be read and the text does not say "absent" either. `parse_lita` then answers
             the whole clip.
         text: The answer with time tokens written as seconds ("12.3 s"); with an offset, the times in words as well.
+        places: Where in the answer each span is said, ``(begin, end)``; empty for JSON.
     """
 
     spans: list[Span]
     how: str
     fallback: bool
     text: str
+    places: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ def parse_times(
     if not spans:
         absent = bool(_ABSENT.search(text))
         return ParseResult([], "absent" if absent else "none", not absent, text)
-    return ParseResult(spans, how, False, _render(text, used, limit, decimals, offset))
+    places = () if structured else tuple((group[0].begin, group[-1].end) for group in used)
+    return ParseResult(spans, how, False, _render(text, used, limit, decimals, offset), places)
 
 
 def parse_lita(text: str, duration: float) -> ParseResult:

@@ -173,12 +173,13 @@ class SlowFastPooler(Pooler):
 
     Args:
         pool_size: s, at least 1.
+        fast: Without it only the slow tokens are left, M of them (the released code's ``spatial_pool``). `MeanPooler` is the other half.
     """
 
-    def __init__(self, *, pool_size: int = 2) -> None:
+    def __init__(self, *, pool_size: int = 2, fast: bool = True) -> None:
         if pool_size < 1:
             raise ConfigError(f"pool_size={pool_size} must be at least 1")
-        self.pool_size = pool_size
+        self.pool_size, self.fast = pool_size, fast
 
     def slow_frames(self, num_frames: int) -> list[int]:
         """Indices of the frames of the slow branch."""
@@ -187,12 +188,12 @@ class SlowFastPooler(Pooler):
 
     def groups(self, num_frames: int, grid: Grid, segments: list[int] | None = None) -> list[int]:
         """All fast tokens together, then one group per slow frame."""
-        slow = [n for _, _, n in self._blocks(num_frames, grid, segments)[num_frames:]]
-        return [num_frames, *slow]
+        slow = [n for _, _, n in self._blocks(num_frames, grid, segments)[num_frames if self.fast else 0 :]]
+        return [num_frames, *slow] if self.fast else slow
 
     def _blocks(self, num_frames: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int, int]]:
         cells = -(-grid[0] // self.pool_size) * -(-grid[1] // self.pool_size)
-        fast = [(t, t + 1, 1) for t in range(num_frames)]
+        fast = [(t, t + 1, 1) for t in range(num_frames)] if self.fast else []
         return fast + [(t, t + 1, cells) for t in self.slow_frames(num_frames)]
 
     def part(self, x_TPD: Tensor, start: int, num_frames: int, grid: Grid, segments: list[int] | None = None) -> Tensor:
@@ -202,9 +203,9 @@ class SlowFastPooler(Pooler):
         return self._join(x_TRCD, self.slow_frames(len(x_TRCD)))
 
     def _join(self, x_TRCD: Tensor, slow_frames: list[int]) -> Tensor:
-        fast = x_TRCD.mean(dim=(1, 2))
         slow = x_TRCD[[t for t in slow_frames if 0 <= t < len(x_TRCD)]]
-        return torch.cat([fast, _pool_box(slow, (1, self.pool_size, self.pool_size)).flatten(0, 2)])
+        slow_ND = _pool_box(slow, (1, self.pool_size, self.pool_size)).flatten(0, 2)
+        return torch.cat([x_TRCD.mean(dim=(1, 2)), slow_ND]) if self.fast else slow_ND
 
 
 class TSPPooler(Pooler):
@@ -286,7 +287,7 @@ def make_pooler(mode: str, **options: Any) -> Pooler:
     """A pooler by name.
 
     Args:
-        mode: ``frame`` or ``changes`` (option ``out_grid``), ``slowfast`` (``pool_size``), ``tsp`` (``pool_sizes``, ``strict``),
+        mode: ``frame`` or ``changes`` (option ``out_grid``), ``slowfast`` (``pool_size``, ``fast``), ``tsp`` (``pool_sizes``, ``strict``),
             ``mean`` (``over``) or ``segments``.
         options: Keyword arguments of the pooler.
 

@@ -208,3 +208,15 @@ def test_unknown_names_are_refused() -> None:
         conversations("train", seed=-1, size=1)[0]
     with pytest.raises(ConfigError, match="'hard'"):
         conversations("train", seed=0, size=1, level="hard")
+
+
+def test_questions_that_need_reasoning_are_asked_when_wanted() -> None:
+    data = conversations("train", seed=3, size=30, level="clips", kinds=("when", "reason_last", "reason_longest"))
+    kinds = {turn.kind for i in range(30) for turn in data[i].meta["turns"]}
+    assert kinds == {"when", "reason_last", "reason_longest"}
+    assert all(len(data[i].meta["turns"]) <= 8 for i in range(30))
+    lonely = conversations("train", seed=3, size=60, level="clips", kinds=("reason_changed",))
+    assert {t.kind for i in range(60) for t in lonely[i].meta["turns"]} == {"reason_changed", "when"}
+    assert all(lonely[i].messages for i in range(60))
+    with pytest.raises(ConfigError, match="reason_vision"):
+        conversations("train", seed=3, size=1, kinds=("reason_vision",))

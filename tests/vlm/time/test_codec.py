@@ -22,6 +22,7 @@ CODECS = [
     make_codec("seconds", decimals=3),
     make_codec("digits"),
     make_codec("digits", whole=5, decimals=0),
+    make_codec("two_digit"),
 ]
 codecs = pytest.mark.parametrize("codec", CODECS, ids=lambda c: f"{c.name}-{len(c.tokens())}")
 DURATIONS = st.floats(0.5, 9999.0)
@@ -77,6 +78,15 @@ def test_written_forms() -> None:
     assert make_codec("digits").encode(12.34, 99.0) == "<d0><d0><d1><d2><dot><d3>"
 
 
+def test_marks_become_the_words_of_the_codec() -> None:
+    text = "At {t:12.34} and {t:12.34-75}; {t:x} {t:-1} {t:1-} are none."
+    left = "; {t:x} {t:-1} {t:1-} are none."
+    assert make_codec("relative").write(text, 99.0) == "At <t12> and <t12> <t75>" + left
+    assert make_codec("seconds").write(text, 99.0) == "At 12.3 s and 12.3 s to 75.0 s" + left
+    assert make_codec("two_digit").write(text, 99.0) == "At 12 and from 12 to 75" + left
+    assert make_codec("relative").write("{t:5.0} {t:0.0} {t:1-4}", 0.0) == "<t99> <t0> <t25> <t99>"
+
+
 def test_angle_text_is_what_litas_evaluator_reads() -> None:
     assert RelativeCodec().angle_text("From <t12> to <t30>, done.", 120.0) == "From <14.55> to <36.36>, done."
 
@@ -107,6 +117,48 @@ def test_parse_reads_back_encoded_spans(codec: TimeCodec, duration: float, one: 
     bound = codec.step(duration) / 2 + 1e-9 * duration
     assert abs(read.start - span.start) <= bound
     assert abs(read.end - span.end) <= bound
+
+
+@codecs
+@given(duration=st.floats(1.0, 9999.0), shares=st.lists(SHARES, min_size=2, max_size=6))
+def test_several_spans_are_read_back_in_their_order(codec: TimeCodec, duration: float, shares: list[float]) -> None:
+    spans = [Span.of(a * duration, b * duration) for a, b in zip(shares[::2], shares[1::2], strict=False)]
+    result = codec.parse(codec.encode_spans(spans, duration), duration)
+    bound = codec.step(duration) / 2 + 1e-9 * duration
+    assert len(result.spans) == len(spans)
+    for read, span in zip(result.spans, spans, strict=True):
+        assert (read.start, read.end) == pytest.approx((span.start, span.end), abs=bound)
+
+
+@codecs
+def test_what_does_not_happen_has_no_span(codec: TimeCodec) -> None:
+    result = codec.parse(codec.encode_spans([], 60.0), 60.0)
+    assert (result.spans, result.how, result.fallback) == ([], "absent", False)
+
+
+@codecs
+def test_a_clip_cut_from_a_file_of_two_hours_answers_in_times_of_the_file(codec: TimeCodec) -> None:
+    span, duration, offset = Span(10.0, 40.0), 100.0, 5400.0
+    (read,) = codec.parse(codec.encode_span(span, duration), duration, offset=offset).spans
+    assert (read.start - offset, read.end - offset) == pytest.approx((10.0, 40.0), abs=codec.step(duration) / 2 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("from 25 to 60", [(30.0, 73.2)]),
+        ("From 00 to 99.", [(0.0, 120.0)]),
+        ("It is between 25 and 60, as one sees.", [(30.0, 73.2)]),
+        ("from 00 to 09, from 50 to 50", [(0.0, 12.0), (60.0, 61.2)]),
+        ("25 to 60 seconds", [(25.0, 60.0)]),
+        ("from 12.5 to 13.5", [(12.5, 13.5)]),
+        ("from 25 s to 60 s", [(25.0, 60.0)]),
+        ("two dogs and 25 cats", []),
+    ],
+)
+def test_two_digits_are_read_as_vtimellm_reads_them(text: str, spans: list[tuple[float, float]]) -> None:
+    read = make_codec("two_digit").parse(text, 120.0).spans
+    assert [(s.start, s.end) for s in read] == [pytest.approx(s) for s in spans]
 
 
 @codecs
@@ -142,7 +194,8 @@ def test_digits_say_when_they_run_out() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("morse", {}, "relative, seconds, digits"),
+        ("morse", {}, "relative, seconds, digits, two_digit"),
+        ("two_digit", {"decimals": 2}, "decimals"),
         ("relative", {"tokens": 5}, "tokens"),
         ("relative", {"num_tokens": 1}, "num_tokens=1"),
         ("relative", {"template": "<t>"}, "template"),

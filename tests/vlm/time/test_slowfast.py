@@ -56,6 +56,16 @@ def test_356_tokens_of_lita() -> None:
     assert torch.allclose(tokens[100 + frame * 64 + row * 8 + column], patch)
 
 
+def test_slow_tokens_alone_are_the_rest_of_both() -> None:
+    x, alone = features(100, (16, 16)), make_pooler("slowfast", fast=False)
+    assert alone.count(100, (16, 16)) == 256 and alone.groups(100, (16, 16)) == [64] * 4
+    whole = alone(x, (16, 16))
+    assert torch.equal(whole, SlowFastPooler()(x, (16, 16))[100:])
+    parts = [alone.part(x[a:b], a, 100, (16, 16)) for a, b in ((0, 30), (30, 100))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert alone.tokens_of(30, 100, 100, (16, 16)) == list(range(64, 256))
+
+
 @pytest.mark.parametrize("pool_size", [1, 2, 4])
 def test_slow_tokens_equal_the_grid_when_it_divides(pool_size: int) -> None:
     assert make_pooler("slowfast", pool_size=pool_size).count(100, (16, 16)) == 100 + 256

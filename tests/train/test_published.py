@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from train.dryrun import describe
-from train.longvila import TEXTS, model
+from train.published import TEXTS, lita, longvila
 from train.stages import load_recipe
 from vlm.errors import ConfigError
 from vlm.parallel.shapes import shapes_of
+from vlm.time.slowfast import pooler_of
 
 STAGES = ("align", "pretrain", "sft", "extend", "extend_256k", "long")
 
@@ -42,9 +43,37 @@ def test_a_recipe_is_valid_and_says_what_each_stage_trains(
 
 def test_a_dry_run_knows_the_papers_shapes_only() -> None:
     with torch.device("meta"):
-        small = model(llm="Qwen/Qwen2-1.5B-Instruct")
+        small = longvila(llm="Qwen/Qwen2-1.5B-Instruct")
         assert all(p.device.type == "meta" for p in small.parameters())
         assert small.token_grid == (14, 14)
         with pytest.raises(ConfigError, match="a dry run knows the shapes of Qwen"):
-            model(llm="somebody/else")
-    assert set(TEXTS) == {"Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-7B-Instruct"}
+            longvila(llm="somebody/else")
+    assert {"Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-7B-Instruct"} <= set(TEXTS)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("lita_7b", 6.7), ("lita_13b", 13.0)])
+def test_litas_recipes_are_the_papers(name: str, billions: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    recipe = load_recipe(name)
+    align, sft = recipe.stages
+    assert (sft.steps * sft.batch_size, sft.batch_size) == (3906 * 128, 128) and sft.seq_len == 2048
+    assert set(sft.trainable) == {"mm_projector", "language_model"} and set(align.trainable) == {"mm_projector"}
+    parts = sft.data.args["parts"]
+    by_task: dict[str, int] = {}
+    for part in parts.values():
+        task = part["args"].get("task", "picture")
+        by_task[task] = by_task.get(task, 0) + part["weight"]
+    assert by_task == dict.fromkeys(("dense", "localise", "qa", "reasoning", "picture"), 6)
+    assert parts["dense_activitynet"]["weight"] == 5 * parts["dense_youcook2"]["weight"]
+    report = describe(recipe)
+    assert "weights not read" in report and "vision_tower         frozen" in report
+    assert float(report.split(" parameters")[0].rsplit(" ", 1)[1].replace(",", "")) / 1e9 == pytest.approx(
+        billions + 0.3, abs=0.2
+    )
+
+
+def test_a_hundred_frames_are_356_tokens() -> None:
+    with torch.device("meta"):
+        made = lita(llm="lmsys/vicuna-7b-v1.3")
+    assert made.config.vision_config.select_layer == -2 and made.token_grid == (16, 16)
+    assert pooler_of(made.config.pooling).count(100, made.token_grid) == 356

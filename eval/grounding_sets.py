@@ -1,0 +1,115 @@
+"""What can be asked about time: clips of our own worlds, written as real files, and anybody's annotated videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_recipes.mixtures.temporal import temporal
+from data_recipes.sample import rng_for
+from eval.spans import Question
+from vlm.errors import ConfigError
+from vlm.media import load_video, plan_video
+from vlm.time import Span
+
+WORLDS = ("shapes", "reasoning", "joined")
+"""Drawn clips and when something shows; drawn clips and questions that need reasoning; joined pictures and when one shows."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question, and what is right.
+
+    Attributes:
+        part: The video as a content part.
+        question: In words.
+        truth: Name of the video, true spans, duration.
+        answer: True answer, times as ``{t:...}`` marks.
+        kind: Questions of a kind are also averaged on their own.
+    """
+
+    part: dict[str, Any]
+    question: str
+    truth: Question
+    answer: str
+    kind: str
+
+
+def world(name: str, folder: Path, *, videos: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+    """Questions about ``videos`` held-out clips of one of `WORLDS`; the files of a clip are made when its first question comes.
+
+    Args:
+        name: Which world.
+        folder: Where files go.
+        videos: How many clips.
+        seed: Of clips and questions.
+        seconds: Length of joined clips; drawn ones last 20 s.
+        frames: That the decoder will sample.
+
+    Raises:
+        ConfigError: There is no such world.
+    """
+    if name not in WORLDS:
+        raise ConfigError(
+            f"data={name!r} is not one of {', '.join(WORLDS)}, and no format says how to read it as a file"
+        )
+    for index in range(videos):
+        yield from (_joined if name == "joined" else _drawn)(name, folder, index, seed, seconds, frames)
+
+
+def _drawn(name: str, folder: Path, index: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+    from data_recipes.synth.shapes import conversations
+    from data_recipes.synth.shapes_questions import Asker
+    from data_recipes.synth.shapes_reasoning import Reasoner
+
+    scene = conversations("heldout", seed=seed, size=index + 1, level="twenty", num_frames=frames).scene(index)
+    rng = rng_for(seed, index, 2)
+    if name == "reasoning":
+        turns = Reasoner(scene, rng, split="heldout", sound=bool(scene.beeps)).turns(6)
+    else:
+        turns = Asker(scene, rng, split="heldout", still=False).turns(3, ("when",))
+    if turns:
+        path = scene.write(folder / f"{name}.mp4")
+        for turn in turns:
+            truth = Question(f"{name}-{index}", turn.spans, scene.duration)
+            yield Asked({"type": "video", "video": str(path)}, turn.question, truth, turn.answer, turn.kind)
+
+
+def _joined(name: str, folder: Path, index: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+    from data_recipes.synth.smol import conversations
+
+    shots = (3, 6) if seconds <= 30 else (5, 8) if seconds <= 120 else (8, 12)
+    data = conversations(
+        "picture", size=index + 1, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots, turns=(3, 3),
+        kinds=("when",), classes=0.0, speech=0.0, frames=frames,
+    )  # fmt: skip
+    sample = replace(data, folder=str(folder))[index]
+    part = sample.messages[0]["content"][0]
+    for turn in sample.meta["turns"]:
+        truth = Question(f"joined-{index}", tuple(Span(*s) for s in turn.spans), seconds)
+        yield Asked(part, turn.question, truth, turn.answer, turn.kind)
+
+
+def annotated(
+    path: str | Path, *, format: str, task: str, media: str | Path | None, seed: int, limit: int | None
+) -> Iterator[Asked]:
+    """Questions from a file of annotations, each video's duration from the file or else from the video.
+
+    Raises:
+        ConfigError: Unknown format or task.
+        DataError: The file is damaged, or has nothing for the task.
+    """
+    data = temporal(task=task, format=format, path=path, media=Path(path).parent if media is None else media, seed=seed)
+    for index in range(len(data) if limit is None else min(limit, len(data))):
+        sample = data[index]
+        (question, answer), part = sample.meta["turns"][0], sample.messages[0]["content"][0]
+        duration = sample.meta["duration"] or _seconds(part["video"])
+        truth = Question(sample.meta["video"], tuple(sample.meta["spans"]), duration)
+        yield Asked(part, question, truth, answer, task)
+
+
+def _seconds(video: Any) -> float:
+    """Length of a video; the packets of some containers do not tell, then frames are read."""
+    return float((plan_video(video, num_frames=1) or load_video(video, num_frames=1)).end)
