@@ -77,8 +77,9 @@ def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, floa
     from eval.longvila import needles_by_frames
     from eval.shapes import evaluate
     from train.nano import export
+    from train.recipe_files import recipe_path
     from train.run import run
-    from train.stages import load_recipe, recipe_path
+    from train.stages import load_recipe
 
     out = options.runs / f"{order.replace('(', '').replace(')', '')}-x{options.scale:g}-{seed}"
     changed = recipe_for(order, yaml.safe_load(recipe_path("longvila_nano").read_text(encoding="utf-8")), options.scale)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from scripts.curriculum import PAPER, recipe_for
-from train.stages import parse_recipe, recipe_path
+from train.recipe_files import recipe_path
+from train.stages import parse_recipe
 
 RECIPE = yaml.safe_load(recipe_path("longvila_nano").read_text(encoding="utf-8"))
 

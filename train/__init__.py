@@ -23,8 +23,11 @@ def main(recipe_path: str | Path, overrides: list[str] | None = None, dry_run: b
         ConfigError: The recipe is wrong; the message names the key.
         TrainingError: Training cannot go on; the message says which step and which samples.
     """
+    from train.recipe_files import read_tree
     from train.stages import load_recipe
 
+    if read_tree(recipe_path).get("trainer") == "grpo":
+        return _grpo(recipe_path, overrides, dry_run)
     recipe = load_recipe(recipe_path, overrides)
     if dry_run:
         from train.dryrun import describe
@@ -34,6 +37,14 @@ def main(recipe_path: str | Path, overrides: list[str] | None = None, dry_run: b
     from train.run import run
 
     return run(recipe)
+
+
+def _grpo(recipe_path: str | Path, overrides: list[str] | None, dry_run: bool) -> int:
+    from train.grpo import describe, load_grpo, train
+
+    recipe = load_grpo(recipe_path, overrides)
+    sys.stdout.write(f"{describe(recipe)}\n" if dry_run else f"{train(recipe)}\n")
+    return 0
 
 
 __all__ = ["main"]

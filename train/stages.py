@@ -8,18 +8,13 @@ dotted path, stages by name or by number: ``python -m train tiny seed=3 stages.s
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import re
-import types
 import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from train.recipe_files import as_call, check_keys, check_not_none, parse, read_tree, recipe_path
 from vlm.errors import ConfigError
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
@@ -124,7 +119,7 @@ class Stage:
         return [Call("rotary_base", {"theta": self.rope_theta, "seq_len": self.seq_len}), *self.plugins]
 
     def __post_init__(self) -> None:
-        _check_not_none(self)
+        check_not_none(self)
         for name in ("steps", "batch_size", "grad_accum", "seq_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"stages.{self.name}.{name}={getattr(self, name)} must be at least 1")
@@ -202,7 +197,7 @@ class Recipe:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_not_none(self)
+        check_not_none(self)
         names = [s.name for s in self.stages]
         if not names:
             raise ConfigError("stages: a recipe needs at least one stage")
@@ -239,16 +234,11 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recip
         ConfigError: The file is missing or is no YAML, a key is unknown or a value has the wrong type; the message
             names the key.
     """
-    path = recipe_path(recipe)
-    tree = _yaml(path.read_bytes(), what=str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with model, stages and out; got {type(tree).__name__}")
-    for override in overrides or []:
-        _override(tree, override)
+    tree = read_tree(recipe, overrides)
     try:
         return parse_recipe(tree)
     except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        raise ConfigError(f"{recipe_path(recipe).name}: {error}") from error
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
@@ -261,56 +251,17 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     stages = tree.get("stages")
     if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
         raise ConfigError("stages: a recipe needs a list of stages, each a mapping")
-    tree["model"] = _as_call(tree["model"]) if "model" in tree else {}
+    tree["model"] = as_call(tree["model"]) if "model" in tree else {}
     tree["stages"] = [_normal_stage(s) for s in stages]
     for number, stage in enumerate(tree["stages"]):
         where = f"stages.{stage.get('name', number)}."
         for key in ("data", "collate"):
-            _check_keys(Call, stage.get(key), f"{where}{key}.")
+            check_keys(Call, stage.get(key), f"{where}{key}.")
         for plugin in stage.get("plugins") or ():
-            _check_keys(Call, plugin, f"{where}plugins.")
-        _parse(Stage, stage, where=where)
-    _check_keys(Call, tree["model"], "model.")
-    return typing.cast(Recipe, _parse(Recipe, tree))
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
-
-
-def recipe_path(recipe: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of a shipped one.
-
-    Raises:
-        ConfigError: There is no such file.
-    """
-    path = Path(recipe)
-    for candidate in (path, RECIPES / f"{recipe}.yaml"):
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(
-        f"no recipe {str(recipe)!r}: neither a file nor one of the shipped ones ({', '.join(shipped_recipes())})"
-    )
-
-
-def _yaml(text: str | bytes, *, what: str) -> Any:
-    """Plain data of a YAML text. Numbers such as ``1e-3``, words in YAML 1.1, are numbers here, as in YAML 1.2."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Safe, with one more way to write a number."""
-
-    number = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    try:
-        return Loader(text).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what}: not readable as YAML: {error}") from error
-
-
-def _as_call(value: Any) -> Any:
-    return {"call": value} if isinstance(value, str) else value
+            check_keys(Call, plugin, f"{where}plugins.")
+        parse(Stage, stage, where=where)
+    check_keys(Call, tree["model"], "model.")
+    return typing.cast(Recipe, parse(Recipe, tree))
 
 
 def _normal_stage(stage: dict[str, Any]) -> dict[str, Any]:
@@ -318,83 +269,7 @@ def _normal_stage(stage: dict[str, Any]) -> dict[str, Any]:
     stage = dict(stage)
     for key in ("data", "collate"):
         if key in stage:
-            stage[key] = _as_call(stage[key])
+            stage[key] = as_call(stage[key])
     if isinstance(stage.get("plugins"), list):
-        stage["plugins"] = [_as_call(p) for p in stage["plugins"]]
+        stage["plugins"] = [as_call(p) for p in stage["plugins"]]
     return stage
-
-
-def _parse(cls: type, tree: dict[str, Any], *, where: str = "") -> Any:
-    """jsonargparse on a dataclass, with its errors said in one line that starts with the key."""
-    import jsonargparse
-
-    _check_keys(cls, tree, where)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, None)
-    try:
-        return cls(**vars(parser.instantiate(parser.parse_object(tree))))
-    except (argparse.ArgumentError, TypeError, AttributeError) as error:
-        raise ConfigError(where + _one_line(str(error))) from error
-
-
-def _check_keys(cls: type, tree: Any, where: str) -> None:
-    known = [f.name for f in fields(cls)]
-    for key in tree if isinstance(tree, dict) else ():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known) or known
-            raise ConfigError(f"{where}{key}: there is no such key; near: {', '.join(near)}")
-
-
-def _one_line(message: str) -> str:
-    """``Parser key "steps":\\n  Expected ...`` -> ``steps: Expected ...``."""
-    lines = [line.strip() for line in message.splitlines() if "class_path" not in line]
-    text = " ".join(lines).replace('Parser key "', "").replace('":', ":")
-    return re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "")
-
-
-def _check_not_none(config: Any) -> None:
-    hints = typing.get_type_hints(type(config))
-    for key, hint in hints.items():
-        optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
-        if getattr(config, key) is None and not optional:
-            raise ConfigError(f"{key}: a value is needed, got null")
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one ``a.b.0.c=value`` in the tree; list items are found by number or by their ``name``/``call``."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"override {override!r} is not of the form key=value")
-    value = _yaml(text, what=f"override {override!r}") if text else ""
-    *parents, last = path.split(".")
-    node: Any = tree
-    for key in parents:
-        node = _step_into(node, key, override)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)!r} is a value, not a mapping")
-
-
-def _step_into(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        position = _position(node, key, override)
-        node[position] = child = _as_call(node[position])
-        return child
-    if isinstance(node, dict):
-        node[key] = child = _as_call(node[key]) if node.get(key) is not None else {}
-        return child
-    raise ConfigError(f"override {override!r}: {key!r} is inside a plain value")
-
-
-def _position(items: list[Any], key: str, override: str) -> int:
-    names = [str(item.get("name", item.get("call"))) if isinstance(item, dict) else str(item) for item in items]
-    if key in names:
-        return names.index(key)
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    raise ConfigError(
-        f"override {override!r}: no item {key!r}; there are {', '.join(names)} (or 0 to {len(items) - 1})"
-    )
