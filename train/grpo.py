@@ -289,7 +289,7 @@ def train(recipe: GrpoRecipe) -> Path:
         per_device_train_batch_size=recipe.prompts * recipe.generations, num_generations=recipe.generations,
         max_completion_length=recipe.max_new_tokens, temperature=recipe.temperature, lr_scheduler_type="cosine",
         save_steps=recipe.save_every, save_total_limit=2, logging_steps=1, report_to=[], seed=recipe.seed, bf16=False,
-        remove_unused_columns=False, **{recompute: False}, use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False, **renamed, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     trainer = GRPOTrainer(
         policy, rewards(prompts, codec, processor.tokenizer, recipe.form), settings,
