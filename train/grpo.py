@@ -281,15 +281,14 @@ def train(recipe: GrpoRecipe) -> Path:
         said = answers(policy, wanted, recipe.temperature, recipe.max_new_tokens, stop)
         return {"prompt_ids": [list(p.ids) for p in wanted], "completion_ids": said, "logprobs": None}
 
-    recompute = next(
-        n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(GRPOConfig, n)
-    )  # its old name
+    renamed = ("activation_checkpointing", "gradient_checkpointing")  # the second is the old name
+    kept: dict[str, Any] = {next(n for n in renamed if hasattr(GRPOConfig, n)): False}
     settings = GRPOConfig(
         output_dir=str(Path(recipe.out) / "trl"), max_steps=recipe.steps, learning_rate=recipe.learning_rate, beta=recipe.beta,
         per_device_train_batch_size=recipe.prompts * recipe.generations, num_generations=recipe.generations,
         max_completion_length=recipe.max_new_tokens, temperature=recipe.temperature, lr_scheduler_type="cosine",
         save_steps=recipe.save_every, save_total_limit=2, logging_steps=1, report_to=[], seed=recipe.seed, bf16=False,
-        remove_unused_columns=False, **renamed, use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False, **kept, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     trainer = GRPOTrainer(
         policy, rewards(prompts, codec, processor.tokenizer, recipe.form), settings,
