@@ -28,6 +28,7 @@ from data_recipes.synth.shapes_world import level as world_level
 from data_recipes.synth.shapes_world import random_scene
 from data_recipes.text_models import TextModel, text_model
 from vlm.errors import ConfigError, DataError
+from vlm.files import write_text
 from vlm.time import Span
 
 SYSTEM = "You write questions about videos. You know a video only by its captions, each with start and end in seconds."
@@ -127,7 +128,7 @@ def generate(
         report.kept += len(kept)
         if kept:
             content[item.video] = {"duration": item.duration, "QA": [w.record() for w in kept]}
-    _write(out, content)
+    write_text(out, json.dumps(content, indent=1))
     part.unlink(missing_ok=True)
     return report
 
@@ -216,7 +217,7 @@ def shapes_videos(
         report.kept += len(pairs)
         if pairs:
             content[name] = {"duration": scene.duration, "QA": pairs}
-    _write(Path(folder) / "rtl.json", content)
+    write_text(Path(folder) / "rtl.json", json.dumps(content, indent=1))
     return report
 
 
@@ -242,8 +243,8 @@ def make(
             "questions about the videos of a file need a writer: --writer URL#MODEL, or a local language model"
         )
     else:
-        source_ = captions(source, Path(source).parent if media is None else media)
-        report = generate(source_, text_model(writer), out, per_video=count, seed=seed)
+        videos = captions(source, Path(source).parent if media is None else media)
+        report = generate(videos, text_model(writer), out, per_video=count, seed=seed)
     dropped = ", ".join(f"{n} {why}" for why, n in report.dropped.most_common())
     return f"{out}: {report.kept} questions about {report.videos} videos" + (f"; dropped: {dropped}" if dropped else "")
 
@@ -257,10 +258,3 @@ def _answered(part: Path) -> dict[str, str]:
     if whole != text:
         part.write_text(whole, encoding="utf-8")
     return {record["key"]: record["reply"] for record in map(json.loads, whole.splitlines())}
-
-
-def _write(path: Path, content: Any) -> None:
-    """The file is whole or not there."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(draft, path)

@@ -27,9 +27,10 @@ from eval.grounding_plots import draw
 from eval.grounding_sets import WORLDS, Asked, annotated, world
 from eval.judges import Case, judge_called, relative_score
 from eval.report import Row, row, write_results
-from eval.spans import Judged, judge, quantisation_ceilings, summarise
+from eval.spans import THRESHOLDS, Judged, judge, quantisation_ceilings, summarise
 from vlm.chat import Assistant
 from vlm.errors import ConfigError, DataError
+from vlm.media import load_video
 from vlm.report import print_facts
 from vlm.time import Span, TimeCodec
 
@@ -136,11 +137,11 @@ def _suffix(data: str, seconds: float) -> list[str]:
 def answer(
     assistant: Assistant, asked: Iterator[Asked], frames: int, *, max_new_tokens: int = 256
 ) -> Iterator[Answered]:
-    """Every question, answered greedily; questions about the same video that follow each other share one conversation's frames."""
+    """Every question, answered greedily in a conversation of its own."""
     for one in asked:
-        media = {"video": one.part["video"], "num_frames": frames} | {
-            k: v for k, v in one.part.items() if k not in ("type", "video")
-        }
+        media: dict[str, Any] = {"video": one.part["video"], "num_frames": frames}
+        if "frame_fps" in one.part:  # a folder of frames, which lasts as long as it is annotated
+            media = {"video": load_video(media["video"], num_frames=frames, frame_fps=one.part["frame_fps"])}
         yield Answered(one, assistant.chat(one.question, max_new_tokens=max_new_tokens, **media).raw)
 
 
@@ -157,7 +158,7 @@ def rows_of(
         target: Mean IoU over questions that should be reached.
     """
     ours = [judge(a.raw, a.asked.truth, codec) for a in answers]
-    rows = _rows(ours, "", answers, seed, target)
+    rows = _rows(ours, answers, seed, target)
     kinds = sorted({a.asked.kind for a in answers})
     for kind in kinds if len(kinds) > 1 else []:
         some = [j for j, a in zip(ours, answers, strict=True) if a.asked.kind == kind]
@@ -180,16 +181,16 @@ def rows_of(
     return [*rows, *_roundness(answers, codec)]
 
 
-def _rows(judged: list[Judged], suffix: str, answers: Sequence[Answered], seed: int, target: float | None) -> list[Row]:
+def _rows(judged: list[Judged], answers: Sequence[Answered], seed: int, target: float | None) -> list[Row]:
     found = summarise(judged)
     about: dict[str, Any] = {"questions": len(judged), "videos": int(found["videos"])}
-    rows = [row(f"mIoU{suffix}", found["miou"], "", target, **about, **_bounds(judged, seed))]
-    rows.append(row(f"mIoU by video{suffix}", found["miou_macro"], "", **about))
-    rows += [row(f"R@{t}{suffix}", found[f"R@{t}"], "", **about) for t in (0.3, 0.5, 0.7)]
-    rows.append(row(f"answers without a time{suffix}", found["fallback_rate"], "", **about))
+    rows = [row("mIoU", found["miou"], "", target, **about, **_bounds(judged, seed))]
+    rows.append(row("mIoU by video", found["miou_macro"], "", **about))
+    rows += [row(f"R@{t}", found[f"R@{t}"], "", **about) for t in THRESHOLDS]
+    rows.append(row("answers without a time", found["fallback_rate"], "", **about))
     absent = [j.iou for j, a in zip(judged, answers, strict=True) if not a.asked.truth.truth]
     if absent:
-        rows.append(row(f"absent events called absent{suffix}", float(np.mean(absent)), "", questions=len(absent)))
+        rows.append(row("absent events called absent", float(np.mean(absent)), "", questions=len(absent)))
     return rows
 
 

@@ -55,41 +55,47 @@ def world(name: str, folder: Path, *, videos: int, seed: int, seconds: float, fr
         raise ConfigError(
             f"data={name!r} is not one of {', '.join(WORLDS)}, and no format says how to read it as a file"
         )
-    for index in range(videos):
-        yield from (_joined if name == "joined" else _drawn)(name, folder, index, seed, seconds, frames)
+    if name == "joined":
+        yield from _joined(folder, videos, seed, seconds, frames)
+    else:
+        yield from _drawn(name, folder, videos, seed, frames)
 
 
-def _drawn(name: str, folder: Path, index: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+def _drawn(name: str, folder: Path, videos: int, seed: int, frames: int) -> Iterator[Asked]:
     from data_recipes.synth.shapes import conversations
     from data_recipes.synth.shapes_questions import Asker
     from data_recipes.synth.shapes_reasoning import Reasoner
 
-    scene = conversations("heldout", seed=seed, size=index + 1, level="twenty", num_frames=frames).scene(index)
-    rng = rng_for(seed, index, 2)
-    if name == "reasoning":
-        turns = Reasoner(scene, rng, split="heldout", sound=bool(scene.beeps)).turns(6)
-    else:
-        turns = Asker(scene, rng, split="heldout", still=False).turns(3, ("when",))
-    if turns:
+    data = conversations("heldout", seed=seed, size=videos, level="twenty", num_frames=frames)
+    for index in range(videos):
+        scene, rng = data.scene(index), rng_for(seed, index, 2)
+        if name == "reasoning":
+            turns = Reasoner(scene, rng, split="heldout", sound=bool(scene.beeps)).turns(6)
+        else:
+            turns = Asker(scene, rng, split="heldout", still=False).turns(3, ("when",))
+        if not turns:
+            continue
         path = scene.write(folder / f"{name}.mp4")
         for turn in turns:
             truth = Question(f"{name}-{index}", turn.spans, scene.duration)
             yield Asked({"type": "video", "video": str(path)}, turn.question, truth, turn.answer, turn.kind)
 
 
-def _joined(name: str, folder: Path, index: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+def _joined(folder: Path, videos: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
     from data_recipes.synth.smol import conversations
 
     shots = (3, 6) if seconds <= 30 else (5, 8) if seconds <= 120 else (8, 12)
     data = conversations(
-        "picture", size=index + 1, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots, turns=(3, 3),
+        "picture", size=videos, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots, turns=(3, 3),
         kinds=("when",), classes=0.0, speech=0.0, frames=frames,
     )  # fmt: skip
-    sample = replace(data, folder=str(folder))[index]
-    part = sample.messages[0]["content"][0]
-    for turn in sample.meta["turns"]:
-        truth = Question(f"joined-{index}", tuple(Span(*s) for s in turn.spans), seconds)
-        yield Asked(part, turn.question, truth, turn.answer, turn.kind)
+    data = replace(data, folder=str(folder))
+    for index in range(videos):
+        sample = data[index]
+        part = sample.messages[0]["content"][0]
+        for turn in sample.meta["turns"]:
+            truth = Question(f"joined-{index}", tuple(Span(*s) for s in turn.spans), seconds)
+            yield Asked(part, turn.question, truth, turn.answer, turn.kind)
 
 
 def annotated(

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.report import Row, heat_maps, write_text
+from eval.report import Row, heat_maps
 from eval.reproduce import Part, Setting, finding
 from vlm.errors import ConfigError, TrainingError
+from vlm.files import write_text
 
 SEEDS = 3
 _GOLDEN = ((0, 0), (0.60, 0), (0.61, 1), (1.8, 1), (30, 25), (59.99, 49), (60, 50), (119, 98), (120, 99))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import DataError, MissingDependencyError
+from vlm.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("vlm", "torch", "transformers", "numpy")
@@ -126,21 +127,6 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise DataError(f"{path} has no list of rows")
     return content
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Replace a file by ``text`` in one step: a reader sees the old content or the new one, also after a crash."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import Row, commit, row, write_results, write_text
+from eval.report import Row, commit, row, write_results
 from vlm.errors import ConfigError
+from vlm.files import write_text
 
 PAPERS = {"lita": "eval.lita", "longvila": "eval.longvila"}
 """Paper -> module with ``parts(setting)``, and ``draw(path, rows)`` if there is something to see."""

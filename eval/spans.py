@@ -14,6 +14,7 @@ import numpy as np
 
 from vlm.errors import ConfigError, DataError
 from vlm.time import Span, TimeCodec, parse_lita
+from vlm.time.ceiling import read_back
 from vlm.time.codec import RelativeCodec
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -126,8 +127,7 @@ def summarise(judged: Iterable[Judged]) -> dict[str, float]:
 
 def quantisation_ceilings(codec: TimeCodec, questions: Sequence[Question]) -> float:
     """Mean IoU of a perfect predictor of these questions, each with one true span, once its times went through the codec."""
-    said = [codec.parse(codec.encode_span(q.truth[0], q.duration), q.duration).spans[0] for q in questions]
-    return float(np.mean([q.truth[0].iou(s) for q, s in zip(questions, said, strict=True)]))
+    return float(np.mean([q.truth[0].iou(read_back(codec, q.truth[0], q.duration)) for q in questions]))
 
 
 def _judge_lita(answer: str, question: Question, codec: TimeCodec) -> Judged:

@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "vlm.parallel",
         }
     ),
-    frozenset({"vlm.media", "vlm.encoders", "vlm.config", "vlm.errors", "vlm.compat"}),
+    frozenset({"vlm.media", "vlm.encoders", "vlm.config", "vlm.errors", "vlm.compat", "vlm.files"}),
 )
 
 MAX_FILE_LINES = 400

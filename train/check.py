@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.mixtures.temporal import TASKS, temporal
+from data_recipes.mixtures.temporal import temporal
 from data_recipes.sample import Sample
 from train.build import build_dataset, build_model
 from train.stages import load_recipe
-from vlm.errors import ConfigError, DataError
+from vlm.errors import ConfigError
 from vlm.processor import MEDIA_TOKENS, VLMProcessor
 
 _LONGEST = 1500  # characters of a prompt that are shown
@@ -49,7 +49,8 @@ def check(
     if count < 1:
         raise ConfigError(f"count={count} must be at least 1")
     if format is not None:
-        dataset = _of_file(Path(source), format, task, media, seed)
+        folder = Path(source).parent if media is None else media
+        dataset = temporal(task=task, format=format, path=source, media=folder, seed=seed)
         yield from _lines(Path(source).name, dataset, _processor(model or "nano"), count)
         return
     recipe = load_recipe(source)
@@ -66,19 +67,6 @@ def _processor(model: str) -> VLMProcessor:
     import vlm
 
     return vlm.load(model).processor
-
-
-def _of_file(path: Path, format: str, task: str | None, media: str | Path | None, seed: int) -> Any:
-    given: dict[str, Any] = {"format": format, "path": path, "media": path.parent if media is None else media}
-    if task is not None:
-        return temporal(task=task, seed=seed, **given)
-    for one in TASKS:
-        try:
-            return temporal(task=one, seed=seed, **given)
-        except DataError as error:
-            if "nothing for task" not in str(error):
-                raise
-    raise DataError(f"{path.name} has nothing to ask about")
 
 
 def _lines(title: str, dataset: Any, processor: Any, count: int) -> Iterator[str]:

@@ -103,7 +103,7 @@ class Temporal:
 
 def temporal(
     *,
-    task: str,
+    task: str | None = None,
     format: str,
     path: str | Path,
     media: str | Path,
@@ -114,7 +114,7 @@ def temporal(
     """Conversations of one task about the videos of one file.
 
     Args:
-        task: One of `TASKS`.
+        task: One of `TASKS`; default: the first that the file has something for.
         format: One of `FORMATS`.
         path: File of annotations.
         media: Folder of the videos.
@@ -127,19 +127,27 @@ def temporal(
         DataError: The file is damaged, none of its videos is there, or it has nothing for this task.
     """
     for name, value, known in (("task", task, TASKS), ("format", format, tuple(FORMATS))):
-        if value not in known:
+        if value is not None and value not in known:
             raise ConfigError(f"{name}={value!r} is not one of {', '.join(known)}")
     lengths = {"lengths": options.pop("lengths")} if "lengths" in options else {}
     if lengths and format != "charades_sta":
         raise ConfigError(f"format={format!r} has no option 'lengths'; charades_sta has")
     source = FORMATS[format](path, media, **lengths)
-    if task in ("dense", "localise"):
-        units = [(place, 0) for place, item in enumerate(source.items) if any(e.spans for e in item.events)]
-    else:
-        units = [(place, which) for place, item in enumerate(source.items) for which in range(len(item.questions))]
+    if task is None:
+        task = next((one for one in TASKS if _units(source, one)), None)
+        if task is None:
+            raise DataError(f"{Path(path).name} has nothing to ask about")
+    units = _units(source, task)
     if not units:
         raise DataError(f"{Path(path).name} has nothing for task={task!r}: format {format!r} has other annotations")
     return Temporal(source, task, seed, len(units) if size is None else size, tuple(units), options)
+
+
+def _units(source: Annotations, task: str) -> list[tuple[int, int]]:
+    """What can be asked: videos with events, or questions."""
+    if task in ("dense", "localise"):
+        return [(place, 0) for place, item in enumerate(source.items) if any(e.spans for e in item.events)]
+    return [(place, which) for place, item in enumerate(source.items) for which in range(len(item.questions))]
 
 
 def _dense(rng: np.random.Generator, item: Annotated) -> tuple[str, str]:

@@ -124,18 +124,36 @@ def found(path: str | Path, items: Sequence[Annotated], media: str | Path) -> An
     return Annotations(name, tuple(i for i, _ in there), tuple(w for _, w in there), missing)
 
 
-def read_json(path: str | Path) -> Any:
-    """A JSON file.
+def read_text(path: str | Path) -> str:
+    """A text file.
 
     Raises:
-        DataError: It cannot be read, or is no JSON.
+        DataError: It cannot be read, or is no UTF-8.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_json(path: str | Path, *kinds: type) -> Any:
+    """A JSON file that holds one of ``kinds``, `list` or `dict`.
+
+    Raises:
+        DataError: It cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, kinds):
+        wanted = " or ".join(f"a {kind.__name__}" for kind in kinds)
+        raise DataError(f"{Path(path).name} is a {type(content).__name__}, not {wanted}")
+    return content
 
 
 def each(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.readers.annotations import Annotated, Annotations, Event, each, found, read_json, span, text
-from vlm.errors import DataError
 
 
 def captions(path: str | Path, media: str | Path) -> Annotations:
@@ -22,10 +21,7 @@ def captions(path: str | Path, media: str | Path) -> Annotations:
     Raises:
         DataError: The file is damaged, or has no video that is there.
     """
-    records = read_json(path)
-    if not isinstance(records, dict):
-        raise DataError(f"{Path(path).name} is a {type(records).__name__}, not an object with a video under each key")
-    return found(path, each(path, records.items(), _read), media)
+    return found(path, each(path, read_json(path, dict).items(), _read), media)
 
 
 def _read(name: str, record: Any) -> Annotated:

@@ -15,7 +15,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_recipes.readers.annotations import Annotated, Annotations, Event, each, found, read_json, span, text
+from data_recipes.readers.annotations import (
+    Annotated,
+    Annotations,
+    Event,
+    each,
+    found,
+    read_json,
+    read_text,
+    span,
+    text,
+)
 from vlm.errors import DataError
 
 DIDEMO_SECONDS = 5.0  # of a segment; the last of a clip is shorter
@@ -33,7 +43,7 @@ def charades_sta(path: str | Path, media: str | Path, *, lengths: str | Path | N
         DataError: A file is damaged, or no video is there.
     """
     seconds = _lengths(lengths) if lengths is not None else {}
-    lines = [(f"line {i}", line) for i, line in enumerate(_lines(path), 1) if line.strip()]
+    lines = _lines(path)
 
     def read(_: str, line: str) -> Annotated:
         head, hashes, sentence = line.partition("##")
@@ -51,7 +61,7 @@ def qvhighlights(path: str | Path, media: str | Path) -> Annotations:
     Raises:
         DataError: The file is damaged, or no video is there.
     """
-    lines = [(f"line {i}", line) for i, line in enumerate(_lines(path), 1) if line.strip()]
+    lines = _lines(path)
 
     def read(_: str, line: str) -> Annotated:
         record = json.loads(line)
@@ -69,9 +79,7 @@ def didemo(path: str | Path, media: str | Path) -> Annotations:
     Raises:
         DataError: The file is damaged, or no video is there.
     """
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DataError(f"{Path(path).name} is a {type(records).__name__}, not a list")
+    records = read_json(path, list)
 
     def read(_: str, record: Any) -> Annotated:
         (first, last), _votes = Counter(tuple(t) for t in record["times"]).most_common(1)[0]
@@ -81,17 +89,13 @@ def didemo(path: str | Path, media: str | Path) -> Annotations:
     return found(path, each(path, [(f"record {i}", r) for i, r in enumerate(records, 1)], read), media)
 
 
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+def _lines(path: str | Path) -> list[tuple[str, str]]:
+    """Name and content of every line that is not empty."""
+    return [(f"line {i}", line) for i, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 def _lengths(path: str | Path) -> dict[str, float]:
     try:
-        return {row["id"]: float(row["length"]) for row in csv.DictReader(_lines(path))}
+        return {row["id"]: float(row["length"]) for row in csv.DictReader(read_text(path).splitlines())}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{Path(path).name} has no table with the columns id and length: {error}") from error

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_recipes.readers.annotations import Annotated, Annotations, Question, each, found, read_json, text
+from data_recipes.readers.annotations import Annotated, Annotations, Question, each, found, read_json, read_text, text
 from vlm.errors import DataError
 
 
@@ -31,20 +31,13 @@ def nextqa(path: str | Path, media: str | Path) -> Annotations:
 
 
 def _processed(path: str | Path) -> Iterator[tuple[str, list[Any]]]:
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DataError(f"{Path(path).name} is a {type(records).__name__}, not a list")
-    for record in records:
+    for record in read_json(path, list):
         yield str(record["video"]), record["QA"]
 
 
 def _tables(path: str | Path) -> Iterator[tuple[str, list[Any]]]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     videos: dict[str, list[Any]] = {}
-    for row in rows:
+    for row in csv.DictReader(io.StringIO(read_text(path))):
         answer = row[f"a{int(row['answer'])}"] if "a0" in row else row["answer"]
         videos.setdefault(row["video"], []).append(
             {"q": row["question"], "a": answer, "id": f"{row['video']}_{row['qid']}"}

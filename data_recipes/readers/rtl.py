@@ -17,9 +17,8 @@ from typing import Any
 from data_recipes.readers.annotations import Annotated, Annotations, Question, each, found, read_json, text
 from data_recipes.sample import mark
 from vlm.errors import DataError
-from vlm.time import Span
+from vlm.time.parse import LITA_TIME, parse_lita
 
-_TIME = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
 _BRACKETS = re.compile(r"\[\s*(<[^>]*>\s*<[^>]*>)\s*\]")
 
 
@@ -33,11 +32,8 @@ def rtl(path: str | Path, media: str | Path) -> Annotations:
     Raises:
         DataError: The file is damaged, an answer has fewer than two times, or no video is there.
     """
-    records = read_json(path)
-    if not isinstance(records, dict | list):
-        raise DataError(f"{Path(path).name} is a {type(records).__name__}, neither a list nor an object")
     try:
-        videos = list(_by_video(records))
+        videos = list(_by_video(read_json(path, dict, list)))
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{Path(path).name}: a record lacks {error}") from error
     return found(path, each(path, videos, _read), media)
@@ -60,11 +56,9 @@ def _read(name: str, record: dict[str, Any]) -> Annotated:
     questions = []
     for place, pair in enumerate(record["QA"]):
         said = _BRACKETS.sub(r"\1", text(pair["a"]))
-        times = [min(max(float(t), 0.0), duration) for t in _TIME.findall(said)]
-        if len(times) < 2:
+        read = parse_lita(said, duration)
+        if read.fallback:
             raise DataError(f"the answer {pair['a']!r} has fewer than two times like <12.3>")
-        answer = _TIME.sub(lambda m: mark(min(max(float(m[1]), 0.0), duration)), said)
-        questions.append(
-            Question(str(pair.get("id", f"{name}-{place}")), text(pair["q"]), answer, (Span.of(*times[:2]),))
-        )
+        answer = LITA_TIME.sub(lambda m: mark(min(max(float(m[1]), 0.0), duration)), said)
+        questions.append(Question(str(pair.get("id", f"{name}-{place}")), text(pair["q"]), answer, tuple(read.spans)))
     return Annotated(name, duration, questions=tuple(questions))

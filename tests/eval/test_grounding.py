@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from eval import run_task
 from eval.captioning import Caption
-from eval.grounding import Answered, captions_of, judge_rows, rows_of
+from eval.grounding import Answered, answer, captions_of, judge_rows, rows_of
 from eval.grounding_sets import WORLDS, Asked, annotated, world
 from eval.spans import Question
 from tests.tiny import tiny_assistant
@@ -123,6 +124,18 @@ def test_a_file_of_annotations(tmp_path: Path) -> None:
     )
     assert [a.truth.truth for a in asked] == [(Span(0, 6.9),), (Span(1, 2),)]
     assert asked[0].truth.duration == pytest.approx(load_video(clip, num_frames=1).duration)
+
+
+def test_a_folder_of_frames_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "v_a").mkdir()
+    for i in range(6):
+        Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / "v_a" / f"{i:06d}.jpg")
+    (tmp_path / "c.json").write_text(
+        json.dumps({"v_a": {"duration": 60.0, "timestamps": [[30, 60]], "sentences": ["b"]}})
+    )
+    asked = annotated(tmp_path / "c.json", format="captions", task="localise", media=None, seed=0, limit=None)
+    (one,) = answer(tiny_assistant(), asked, 6, max_new_tokens=2)
+    assert one.asked.truth.truth == (Span(30, 60),) and one.raw
 
 
 def test_the_command_writes_results_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,9 @@ from eval.report import (
     row,
     wilson,
     write_results,
-    write_text,
 )
 from vlm.errors import DataError
+from vlm.files import write_text
 
 KEYS = {"command", "versions", "commit", "seed", "machine", "date", "rows"}
 

@@ -9,6 +9,11 @@ from vlm.time.codec import TimeCodec
 from vlm.time.span import Span
 
 
+def read_back(codec: TimeCodec, span: Span, duration: float) -> Span:
+    """What is left of a span once it has been said and read, in a video of ``duration`` seconds."""
+    return codec.parse(codec.encode_span(span, duration), duration).spans[0]
+
+
 def quantisation_ceiling(codec: TimeCodec, duration: float, length: float, *, samples: int = 500) -> dict[str, float]:
     """What a perfect predictor reaches once its times went through the codec: one event length, starts spread evenly.
 
@@ -25,6 +30,5 @@ def quantisation_ceiling(codec: TimeCodec, duration: float, length: float, *, sa
         raise ConfigError(f"an event of {length} s does not fit a video of {duration} s")
     starts = (np.arange(samples) + 0.5) / samples * (duration - length)
     truth = [Span(s, s + length) for s in starts.tolist()]
-    read = [codec.parse(codec.encode_span(span, duration), duration).spans[0] for span in truth]
-    ious = np.array([span.iou(said) for span, said in zip(truth, read, strict=True)])
+    ious = np.array([span.iou(read_back(codec, span, duration)) for span in truth])
     return {"miou": float(ious.mean()), **{f"R@{t}": float((ious >= t).mean()) for t in (0.3, 0.5, 0.7)}}

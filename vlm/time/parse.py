@@ -111,7 +111,8 @@ _ABSENT = re.compile(
     |cannot\s+be\s+(?:found|seen)|there\s+(?:is|are|was|were)\s+no)\b|^\s*no\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-_LITA_TIME = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
+LITA_TIME = re.compile(r"<([0-9]*\.[0-9]+|[0-9]+\.?)>")
+"""A time as LITA's evaluator reads it."""
 
 
 def parse_times(
@@ -158,8 +159,8 @@ def parse_lita(text: str, duration: float) -> ParseResult:
     With fewer than two, the answer counts as the whole clip ``[0, duration]`` and ``fallback`` is True. Time tokens
     must have been written as seconds before (`RelativeCodec.angle_text`). ``ParseResult.text`` is what remains.
     """
-    times = [min(max(float(m), 0.0), duration) for m in _LITA_TIME.findall(text)[:2]]
-    rest = " ".join(_LITA_TIME.sub(" ", text).split())
+    times = [min(max(float(m), 0.0), duration) for m in LITA_TIME.findall(text)[:2]]
+    rest = " ".join(LITA_TIME.sub(" ", text).split())
     if len(times) < 2:
         return ParseResult([Span(0.0, duration)], "whole", True, rest)
     return ParseResult([Span.of(*times)], "angle", False, rest)
