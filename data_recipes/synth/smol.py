@@ -14,31 +14,38 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_recipes.sample import Sample, check_kinds, conversation, rng_for
-from data_recipes.synth.backgrounds import Background
-from data_recipes.synth.clips import PLACES, Clip, Item, Shot, Sound
-from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank, rendering
-from data_recipes.synth.imagenet import PrototypeMaps, class_item, imagenet_classes
-from data_recipes.synth.pictures import Picture, stamps
+from data_recipes.synth.clips import Clip, Shot, Sound
+from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank
+from data_recipes.synth.imagenet import PrototypeMaps
+from data_recipes.synth.pictures import stamps
 from data_recipes.synth.smol_names import related, unrelated_names
-from data_recipes.synth.smol_questions import PHRASINGS, Asker
+from data_recipes.synth.smol_questions import PHRASINGS, Asker, Turn
+from data_recipes.synth.smol_reasoning import PHRASINGS as REASONS
+from data_recipes.synth.smol_reasoning import reasons
+from data_recipes.synth.smol_sources import (
+    Source,
+    bank_source,
+    class_source,
+    drawn_source,
+    trained_maps,
+    vague_source,
+    varied_source,
+)
 from data_recipes.synth.speech import any_sentence, clip_seconds
-from data_recipes.synth.variations import SINGLE, Variations
+from data_recipes.synth.variations import Variations
 from vlm.errors import ConfigError
 from vlm.time import frame_edges
 from vlm.time.shots import split_long
 
 MEDIA = ("features", "frames", "file")
 _FPS = 10.0  # of written clips; all cuts fall on frames
-# How often each arrangement is shown, for stamps and for ImageNet classes.
-_STAMPS = {"middle": 0.36, "left": 0.11, "right": 0.11, "two": 0.13, "three": 0.1, "pair": 0.12, "triple": 0.07}
-_CLASSES = {"full": 0.4, "middle": 0.22, "left": 0.1, "right": 0.1, "two": 0.07, "three": 0.05, "pair": 0.06}
 _SEEDS = {"train": 0, "picture": 1, "class": 2}
 
 
@@ -54,12 +61,15 @@ class SmolDataset:
         seconds: Shortest and longest clip.
         shots: Least and most shots.
         turns: Least and most questions.
-        kinds: Only these kinds of question (keys of `smol_questions.PHRASINGS`); all by default.
+        kinds: Only these kinds of question: keys of `smol_questions.PHRASINGS`, or ``reason_`` and one of `smol_reasoning.PHRASINGS`; all of
+            the former by default. A clip that gives nothing to reason about is asked about with kind ``when``.
         classes: Share of shots that show an ImageNet class (features only).
         speech: Share of clips in which something is said.
         varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
         presence_first: Share of conversations that ask what is there before other questions tell it.
         moments: Share of clips of three shots or more in which one lasts a sampled frame or two.
+        footage: Share of clips (features only) in which one to three shots, the shortest among them, show what can be named and the others
+            nothing in particular, as footage does.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
         folder: Where ``file`` writes; a temporary folder by default.
         bank: Features to use; those of the split by default, which are built on first use.
@@ -78,6 +88,7 @@ class SmolDataset:
     varied: float = 0.0
     presence_first: float = 0.0
     moments: float = 0.0
+    footage: float = 0.0
     frames: int | None = None
     folder: str | None = None
     bank: FeatureBank | None = field(default=None, repr=False, compare=False)
@@ -87,7 +98,7 @@ class SmolDataset:
             raise ConfigError(f"split={self.split!r} is not one of {tuple(PLAN_SIZES)}")
         if self.medium not in MEDIA:
             raise ConfigError(f"medium={self.medium!r} is not one of {MEDIA}")
-        check_kinds(self.kinds, PHRASINGS)
+        check_kinds(self.kinds, (*PHRASINGS, *(f"reason_{kind}" for kind in REASONS)))
         for name, least in (("seconds", 0.1), ("shots", 1), ("turns", 1)):
             low, high = getattr(self, name)
             if not least <= low <= high < float("inf"):
@@ -110,7 +121,7 @@ class SmolDataset:
         names = unrelated_names(shown, rng, split=self.split, classes=classes)
         asker = Asker(clip, names, edges if self.medium == "features" else None, heldout)
         count = int(rng.integers(self.turns[0], self.turns[1] + 1))
-        turns = asker.turns(rng, count=count, kinds=self.kinds)
+        turns = self._turns(asker, rng, count)
         if self.presence_first and rng.random() < self.presence_first:
             turns.sort(key=lambda t: t.kind != "presence")
         media = self._media(clip, sources, segments, times, index, rng)
@@ -128,15 +139,31 @@ class SmolDataset:
         """The description of the clip of one conversation."""
         return self._clip(rng_for(self.seed, _SEEDS[self.split], index))[0]
 
+    def _turns(self, asker: Asker, rng: np.random.Generator, count: int) -> list[Turn]:
+        thought = tuple(k.removeprefix("reason_") for k in self.kinds or () if k.startswith("reason_"))
+        if not thought:
+            return asker.turns(rng, count=count, kinds=self.kinds)
+        turns = reasons(asker, rng, most=count, kinds=thought)
+        plain = tuple(k for k in self.kinds or () if not k.startswith("reason_"))
+        if plain or not turns:
+            turns += asker.turns(rng, count=max(1, count - len(turns)), kinds=plain or ("when",))
+        return turns
+
     # -- the clip -------------------------------------------------------------------------------------------------------
 
-    def _clip(self, rng: np.random.Generator) -> tuple[Clip, list[_Source], int]:
+    def _clip(self, rng: np.random.Generator) -> tuple[Clip, list[Source], int]:
         """A clip, for each shot where its features come from, and how many frames the model samples."""
         frames = self.frames or int(rng.choice([16, 32, 64]))
         count = min(int(rng.integers(self.shots[0], self.shots[1] + 1)), max(1, frames // 2))
         lengths = _lengths(rng, count, self.seconds, frames=frames, moments=self.moments)
         used: set[str] = set()
         sources = [self._source(rng, used) for _ in range(count)]
+        if self.footage and self.medium == "features" and rng.random() < self.footage:
+            shown = {
+                int(np.argmin(lengths)),
+                *rng.choice(count, min(count, int(rng.integers(3))), replace=False).tolist(),
+            }
+            sources = [source if i in shown else vague_source(self._maps) for i, source in enumerate(sources)]
         starts = np.concatenate([[0.0], np.cumsum(lengths)]).round(1)
         shots = [
             replace(source.shot, start=float(a), end=float(b))
@@ -147,21 +174,20 @@ class SmolDataset:
             shots[which] = self._with_speech(shots[which], rng)
         return Clip(tuple(shots), ASPECTS[int(rng.integers(len(ASPECTS)))]), sources, frames
 
-    def _source(self, rng: np.random.Generator, used: set[str]) -> _Source:
+    def _source(self, rng: np.random.Generator, used: set[str]) -> Source:
         """A shot (times still open) of things whose nouns are not in ``used``, which grows."""
         for _ in range(20):
             if self.medium == "features" and rng.random() < self.classes:
-                source = _class_source(self._maps, rng)
+                source = class_source(self._maps, rng)
             elif self.medium == "features":
-                source = _bank_source(self._bank, rng)
+                source = bank_source(self._bank, rng)
                 if rng.random() < self.varied:
-                    source = _varied_source(source, self._variations, rng)
+                    source = varied_source(source, self._variations, rng)
             else:
-                source = _drawn_source(self.split, rng)
-            nouns = {i.name.noun for i in source.shot.items}
-            if not any(related(a, b) for a in nouns for b in used):
+                source = drawn_source(self.split, rng)
+            if not any(related(a, b) for a in source.nouns for b in used):
                 break
-        used |= nouns
+        used |= source.nouns
         return source
 
     def _with_speech(self, shot: Shot, rng: np.random.Generator) -> Shot:
@@ -184,7 +210,7 @@ class SmolDataset:
 
     @cached_property
     def _maps(self) -> PrototypeMaps:
-        return PrototypeMaps(self.bank) if self.bank else _trained_maps()
+        return PrototypeMaps(self.bank) if self.bank else trained_maps()
 
     @cached_property
     def _variations(self) -> Variations:
@@ -195,7 +221,7 @@ class SmolDataset:
     def _media(
         self,
         clip: Clip,
-        sources: list[_Source],
+        sources: list[Source],
         segments: list[int],
         times: np.ndarray,
         index: int,
@@ -231,101 +257,15 @@ def conversations(
     varied: float = 0.0,
     presence_first: float = 0.0,
     moments: float = 0.0,
+    footage: float = 0.0,
     frames: int | None = None,
 ) -> SmolDataset:
     """The dataset a recipe names; arguments as in `SmolDataset`."""
     kinds = tuple(kinds) if kinds else None
     ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
     return SmolDataset(
-        split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, moments, frames
+        split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, moments, footage, frames
     )
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A shot without its times, and where its features come from: bank rows as they are or varied, or classes in an arrangement."""
-
-    shot: Shot
-    bank: FeatureBank | None = None
-    rows: tuple[int, ...] = ()
-    variations: Variations | None = None
-    maps: PrototypeMaps | None = None
-    arrangement: str = ""
-    class_ids: tuple[int, ...] = ()
-
-    def features(self, rng: np.random.Generator) -> np.ndarray:
-        """One map, float16 ``[49, 1280]``."""
-        if self.variations is not None:
-            return self.variations.draw(self.rows, rng)
-        if self.bank is not None:
-            return np.asarray(self.bank.features[self.rows[0]])
-        if self.maps is None:
-            raise ConfigError("this shot is drawn, it has no features")
-        if len(self.class_ids) == 2:
-            return self.maps.draw_pair(*self.class_ids, rng)
-        return self.maps.draw(self.class_ids[0], self.arrangement, rng)
-
-
-@cache
-def _trained_maps() -> PrototypeMaps:
-    """The maps over the training bank; shared, as their statistics take seconds."""
-    return PrototypeMaps()
-
-
-def _choose(weights: dict[str, float], rng: np.random.Generator) -> str:
-    names = list(weights)
-    p = np.array(list(weights.values()))
-    return names[int(rng.choice(len(names), p=p / p.sum()))]
-
-
-def _bank_source(bank: FeatureBank, rng: np.random.Generator) -> _Source:
-    row = int(rng.choice(bank.by_arrangement[_choose(_STAMPS, rng)]))
-    shown = bank.rows[row]
-    return _Source(Shot(0.0, 1.0, shown.items, shown.background, shown.motion), bank, (row,))
-
-
-def _varied_source(source: _Source, variations: Variations, rng: np.random.Generator) -> _Source:
-    """A shot of one picture varied, or of two composed from varied single ones; others stay as they are."""
-    bank = variations.bank
-    arrangement = bank.rows[source.rows[0]].arrangement
-    if arrangement in SINGLE:
-        return replace(source, variations=variations)
-    rows = tuple(int(rng.choice(bank.where(side))) for side in ("left", "right"))
-    items = tuple(bank.rows[row].items[0] for row in rows)
-    if arrangement != "pair" or items[0].name.noun == items[1].name.noun:
-        return source
-    return _Source(replace(source.shot, items=items), bank, rows, variations)
-
-
-def _class_source(maps: PrototypeMaps, rng: np.random.Generator) -> _Source:
-    arrangement = _choose(_CLASSES, rng)
-    places = {"full": ("middle",), "two": ("left", "right"), "three": PLACES, "pair": ("left", "right")}.get(
-        arrangement, (arrangement,)
-    )
-    distinct = 2 if arrangement == "pair" else 1
-    ids = tuple(int(i) for i in rng.choice(len(imagenet_classes()), distinct, replace=False))
-    items: tuple[Item, ...] = tuple(class_item(ids[i % distinct], place) for i, place in enumerate(places))
-    if len(items) > 1 and distinct == 1 and not items[0].name.countable:
-        arrangement, items = "middle", (class_item(ids[0], "middle"),)
-    return _Source(Shot(0.0, 1.0, items, Background("plain", 0)), maps=maps, arrangement=arrangement, class_ids=ids)
-
-
-def _drawn_source(split: str, rng: np.random.Generator) -> _Source:
-    arrangement = _choose(_STAMPS, rng)
-    pictures = _pictures(split)
-    chosen = [
-        pictures[int(i)] for i in rng.choice(len(pictures), {"pair": 2, "triple": 3}.get(arrangement, 1), replace=False)
-    ]
-    if len({p.name.noun for p in chosen}) < len(chosen):
-        chosen = chosen[:1]
-        arrangement = "middle"
-    drawn = rendering(arrangement, chosen, rng)
-    return _Source(Shot(0.0, 1.0, drawn.items, drawn.background, drawn.motion))
-
-
-@cache
-def _pictures(split: str) -> tuple[Picture, ...]:
-    return tuple(p for p in stamps() if p.split == split)
 
 
 # -- times --------------------------------------------------------------------------------------------------------------
@@ -362,7 +302,7 @@ def _visible_edges(counts: list[int], times: np.ndarray, duration: float) -> lis
 
 
 def _feature_part(
-    clip: Clip, sources: list[_Source], counts: list[int], times: np.ndarray, rng: np.random.Generator
+    clip: Clip, sources: list[Source], counts: list[int], times: np.ndarray, rng: np.random.Generator
 ) -> dict[str, Any]:
     """The video part: per segment (as the processor would cut it) its first and last frame, which fix its edges."""
     owners = np.repeat(np.arange(len(counts)), counts)

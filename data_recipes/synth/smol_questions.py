@@ -228,7 +228,8 @@ def join_words(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _where(items: tuple[Item, ...]) -> str:
+def where(items: tuple[Item, ...]) -> str:
+    """``on the left``, ``in the middle``."""
     place = items[0].place
     return "in the middle" if place == "middle" else f"on the {place}"
 
@@ -276,13 +277,13 @@ def _where_is(asker: Asker, rng: np.random.Generator) -> Turn | None:
         return None
     truth = group.items[0].place
     question = asker.phrase("where", rng, the=group.the)
-    return Turn("where", question, _sentence(_where(group.items)), truth=truth, choices=PLACES)
+    return Turn("where", question, _sentence(where(group.items)), truth=truth, choices=PLACES)
 
 
 def _place(asker: Asker, rng: np.random.Generator) -> Turn | None:
     if (group := _pick(rng, [g for g in asker.groups if len(g.items) == 1 and len(g.shot.items) > 1])) is None:
         return None
-    question = asker.phrase("place", rng, place=_where(group.items), t=_moment(group, rng))
+    question = asker.phrase("place", rng, place=where(group.items), t=_moment(group, rng))
     return Turn("place", question, _sentence(group.words), truth=group.name.noun)
 
 
@@ -320,10 +321,11 @@ def _after(asker: Asker, rng: np.random.Generator) -> Turn | None:
         return None
     following = shots[shots.index(group.shot) + 1]
     words = join_words([g.words for g in asker.groups if g.shot is following] or ["nothing"])
-    return Turn("after", asker.phrase("after", rng, the=_definite(group)), _sentence(words), truth=words)
+    return Turn("after", asker.phrase("after", rng, the=definite(group)), _sentence(words), truth=words)
 
 
-def _definite(group: Group) -> str:
+def definite(group: Group) -> str:
+    """``the frog``, ``the two frogs``."""
     return group.the if len(group.items) == 1 else f"the {group.words}"
 
 
@@ -335,16 +337,16 @@ def _order(asker: Asker, rng: np.random.Generator) -> Turn | None:
     if first.shot is second.shot:
         return None
     truth = min(first, second, key=lambda g: g.shot.start)
-    question = asker.phrase("order", rng, the=_definite(first), the2=_definite(second))
+    question = asker.phrase("order", rng, the=definite(first), the2=definite(second))
     choices = (first.name.noun, second.name.noun)
-    return Turn("order", question, _sentence(_definite(truth)), truth=truth.name.noun, choices=choices)
+    return Turn("order", question, _sentence(definite(truth)), truth=truth.name.noun, choices=choices)
 
 
 def _when(asker: Asker, rng: np.random.Generator) -> Turn | None:
     group = _pick(rng, asker.unique())
     if group is None:
         return None
-    question = asker.phrase("when", rng, the=_definite(group), a=group.words)
+    question = asker.phrase("when", rng, the=definite(group), a=group.words)
     if len(group.items) > 1 or not group.name.article:
         question = _agree(question)
     answer = f"From {mark(group.edges[0])} to {mark(group.edges[1])}."
