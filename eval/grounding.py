@@ -2,7 +2,7 @@
 
     vlm eval grounding                                     # nano: drawn clips, when something shows
     vlm eval grounding data=reasoning                      # drawn clips, questions that need reasoning
-    vlm eval grounding data=joined seconds=120 --model smol
+    vlm eval grounding data=joined seconds=120 --model smol             # joined pictures; data=joined-reasoning as well
     vlm eval grounding data=annot_val.json format=rtl media=videos/ judge=http://localhost:8000/v1#qwen --model my-model
     vlm eval grounding data=train.json format=captions task=dense --model my-model
 
@@ -12,6 +12,7 @@ averages over questions. Both are reported, with how many answers that were.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,7 @@ def run(
     task: str = "",
     media: str = "",
     judge: str = "",
+    level: str = "twenty",
     seconds: float = 30.0,
     num_frames: int | None = None,
     seed: int = 0,
@@ -77,11 +79,13 @@ def run(
         model: What is asked; default ``nano``.
         limit: Clips of a world (60 by default), or questions of a file (all by default).
         out: Folder of the results.
-        data: ``shapes``, ``reasoning``, ``joined``, or a file of annotations; default ``joined`` for ``smol`` and ``shapes`` for others.
+        data: ``shapes``, ``reasoning``, ``joined``, ``joined-reasoning``, or a file of annotations; default ``joined`` for ``smol``
+            and ``shapes`` for others.
         format: Of a file, see `data_recipes.mixtures.temporal`.
         task: Of a file, ``localise``, ``reasoning`` or ``dense``; default: ``reasoning`` for format ``rtl``, else ``localise``.
         media: Folder of a file's videos; default: its own.
         judge: Who rates explanations, ``words`` or a language model; default: nobody.
+        level: Of drawn clips, ``twenty`` or ``brief``.
         seconds: Length of joined clips.
         num_frames: Frames of a video; default 32 of drawn clips, 64 of others.
         seed: Of clips, wordings and the bootstrap.
@@ -106,7 +110,9 @@ def run(
         if format:
             asked = annotated(data, format=format, task=task, media=media or None, seed=seed, limit=limit)
         else:
-            asked = world(data, Path(folder), videos=limit or 60, seed=seed, seconds=seconds, frames=frames)
+            asked = world(
+                data, Path(folder), videos=limit or 60, seed=seed, seconds=seconds, frames=frames, level=level
+            )
         answers = list(answer(assistant, tqdm(asked, desc="when", unit="question"), frames))
     if not answers:
         raise DataError(f"{data} has no questions to ask")
@@ -116,11 +122,19 @@ def run(
     command = f"vlm eval grounding data={data}" + "".join(
         f" {key}={value}" for key, value in (("format", format), ("task", task if format else ""), ("judge", judge)) if value
     )  # fmt: skip
-    command += (
-        f" seconds={seconds:g}" if data == "joined" else ""
-    ) + f" num_frames={frames} seed={seed} --model {model}"
+    command += (f" seconds={seconds:g}" if data.startswith("joined") else "") + (
+        f" level={level}" if level != "twenty" else ""
+    )
+    command += f" num_frames={frames} seed={seed} --model {model}"
     command += f" --limit {limit}" if limit else ""
-    title = "-".join(["grounding", *(["smol"] if model == "smol" else []), *_suffix(data, seconds)])
+    title = "-".join(
+        [
+            "grounding",
+            *(["smol"] if model == "smol" else []),
+            *_suffix(data, seconds),
+            *([level] if level != "twenty" else []),
+        ]
+    )
     setting = {"model": model, "data": Path(data).name if format else data, "num_frames": frames}
     path = write_results(title, rows, command=command, seed=seed, setting=setting, out_dir=out)
     spans = [(a.asked.truth, _spans(a, assistant.processor.codec)) for a in answers if a.asked.truth.truth]
@@ -129,8 +143,8 @@ def run(
 
 
 def _suffix(data: str, seconds: float) -> list[str]:
-    if data == "joined":
-        return [f"{seconds:g}"]
+    if data.startswith("joined"):
+        return [*data.split("-")[1:], f"{seconds:g}"]
     return [] if data == "shapes" else [data if data in WORLDS else Path(data).stem]
 
 
@@ -204,12 +218,19 @@ def _bounds(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
 
 
 def _guesses(answers: Sequence[Answered]) -> list[Row]:
-    """What needs no eyes."""
+    """What needs no eyes: a span that is the same share of every clip, the best of them chosen with the truth in hand."""
+    truth = [(a.asked.truth.truth[0], a.asked.truth.duration) for a in answers]
+    shares = np.linspace(0.0, 1.0, 21)
+    best = max(
+        float(np.mean([Span(a * d, b * d).iou(span) for span, d in truth]))
+        for a, b in itertools.combinations(shares.tolist(), 2)
+    )
     whole = [Span(0.0, a.asked.truth.duration).iou(a.asked.truth.truth[0]) for a in answers]
     half = [Span(0.25 * d, 0.75 * d).iou(a.asked.truth.truth[0]) for a in answers for d in [a.asked.truth.duration]]
     return [
         row("chance: the whole clip, mIoU", float(np.mean(whole)), ""),
         row("chance: the middle half, mIoU", float(np.mean(half)), ""),
+        row("chance: the best span for all, mIoU", best, ""),
     ]
 
 

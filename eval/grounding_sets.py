@@ -14,8 +14,8 @@ from vlm.errors import ConfigError
 from vlm.media import load_video, plan_video
 from vlm.time import Span
 
-WORLDS = ("shapes", "reasoning", "joined")
-"""Drawn clips and when something shows; drawn clips and questions that need reasoning; joined pictures and when one shows."""
+WORLDS = ("shapes", "reasoning", "joined", "joined-reasoning")
+"""Drawn clips, and joined pictures; of each, when something shows, and questions that need reasoning."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Asked:
     kind: str
 
 
-def world(name: str, folder: Path, *, videos: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+def world(
+    name: str, folder: Path, *, videos: int, seed: int, seconds: float, frames: int, level: str = "twenty"
+) -> Iterator[Asked]:
     """Questions about ``videos`` held-out clips of one of `WORLDS`; the files of a clip are made when its first question comes.
 
     Args:
@@ -47,26 +49,27 @@ def world(name: str, folder: Path, *, videos: int, seed: int, seconds: float, fr
         seed: Of clips and questions.
         seconds: Length of joined clips; drawn ones last 20 s.
         frames: That the decoder will sample.
+        level: Of drawn clips: ``twenty``, or ``brief``, where nothing lasts longer than a third of the clip.
 
     Raises:
-        ConfigError: There is no such world.
+        ConfigError: There is no such world or level.
     """
     if name not in WORLDS:
         raise ConfigError(
             f"data={name!r} is not one of {', '.join(WORLDS)}, and no format says how to read it as a file"
         )
-    if name == "joined":
-        yield from _joined(folder, videos, seed, seconds, frames)
+    if name.startswith("joined"):
+        yield from _joined(name, folder, videos, seed, seconds, frames)
     else:
-        yield from _drawn(name, folder, videos, seed, frames)
+        yield from _drawn(name, folder, videos, seed, frames, level)
 
 
-def _drawn(name: str, folder: Path, videos: int, seed: int, frames: int) -> Iterator[Asked]:
+def _drawn(name: str, folder: Path, videos: int, seed: int, frames: int, level: str) -> Iterator[Asked]:
     from data_recipes.synth.shapes import conversations
     from data_recipes.synth.shapes_questions import Asker
     from data_recipes.synth.shapes_reasoning import Reasoner
 
-    data = conversations("heldout", seed=seed, size=videos, level="twenty", num_frames=frames)
+    data = conversations("heldout", seed=seed, size=videos, level=level, num_frames=frames)
     for index in range(videos):
         scene, rng = data.scene(index), rng_for(seed, index, 2)
         if name == "reasoning":
@@ -81,20 +84,23 @@ def _drawn(name: str, folder: Path, videos: int, seed: int, frames: int) -> Iter
             yield Asked({"type": "video", "video": str(path)}, turn.question, truth, turn.answer, turn.kind)
 
 
-def _joined(folder: Path, videos: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
+def _joined(name: str, folder: Path, videos: int, seed: int, seconds: float, frames: int) -> Iterator[Asked]:
     from data_recipes.synth.smol import conversations
+    from data_recipes.synth.smol_reasoning import PHRASINGS
 
+    think = name == "joined-reasoning"
     shots = (3, 6) if seconds <= 30 else (5, 8) if seconds <= 120 else (8, 12)
     data = conversations(
-        "picture", size=videos, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots, turns=(3, 3),
-        kinds=("when",), classes=0.0, speech=0.0, frames=frames,
+        "picture", size=videos, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots,
+        turns=(6, 6) if think else (3, 3), kinds=tuple(f"reason_{kind}" for kind in PHRASINGS) if think else ("when",),
+        classes=0.0, speech=0.5 if think else 0.0, frames=frames,
     )  # fmt: skip
     data = replace(data, folder=str(folder))
     for index in range(videos):
         sample = data[index]
         part = sample.messages[0]["content"][0]
         for turn in sample.meta["turns"]:
-            truth = Question(f"joined-{index}", tuple(Span(*s) for s in turn.spans), seconds)
+            truth = Question(f"{name}-{index}", tuple(Span(*s) for s in turn.spans), sample.meta["duration"])
             yield Asked(part, turn.question, truth, turn.answer, turn.kind)
 
 

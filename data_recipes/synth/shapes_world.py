@@ -43,6 +43,7 @@ class Level:
         frames: Fewest and most sampled frames.
         fps: Lowest and highest frame rate of the file.
         whole: Chance that a shape is visible all the time.
+        longest: Longest span of the others, as a share of the clip; with 1 a quarter of them last to its end.
         change: Chance of one colour change in the clip.
         collide: Chance of one collision (of clips with two shapes or more).
         digit: Chance of a digit.
@@ -56,6 +57,7 @@ class Level:
     frames: tuple[int, int] = (16, 24)
     fps: tuple[int, int] = (8, 30)
     whole: float = 0.2
+    longest: float = 1.0
     change: float = 0.15
     collide: float = 0.15
     digit: float = 0.15
@@ -70,6 +72,7 @@ LEVELS: dict[str, Level] = {
     "short": Level(shapes=(1, 3), seconds=(2.0, 12.0), frames=(6, 12), change=0.1, collide=0.1),
     "clips": Level(seconds=(8.0, 30.0), frames=(24, 40)),
     "twenty": Level(seconds=(20.0, 20.0), frames=(32, 32), beeps=0.75),
+    "brief": Level(shapes=(2, 4), seconds=(20.0, 20.0), frames=(32, 32), whole=0.0, longest=0.3),
     "sound": Level(seconds=(4.0, 20.0), frames=(16, 32), beeps=0.85),
     "beeps": Level(shapes=(1, 2), seconds=(2.0, 300.0), frames=(2, 8), change=0, collide=0, beeps=0.85),
     "needle": Level(shapes=(1, 2), seconds=(20.0, 120.0), frames=(24, 64), digit=0.9, needle=True, change=0, collide=0),
@@ -116,7 +119,7 @@ def random_scene(rng: np.random.Generator, step: Level, *, split: str, size: int
     """
     fps = 1.0 if step.still else float(rng.integers(step.fps[0], step.fps[1] + 1))
     frames = 1 if step.still else round(_between(rng, step.seconds) * fps)
-    clock = _Clock(rng, duration=frames / fps, fps=fps, num_frames=num_frames)
+    clock = _Clock(rng, duration=frames / fps, fps=fps, num_frames=num_frames, longest=step.longest)
     count = int(rng.integers(step.shapes[0], step.shapes[1] + 1))
     digit = count < 4 and rng.random() < step.digit
     collide = not step.still and count >= 2 and count + digit < 4 and rng.random() < step.collide
@@ -165,8 +168,10 @@ def beep_times(
 class _Clock:
     """Draws times on the frame grid; starts of one scene keep a distance of about two sampled frames."""
 
-    def __init__(self, rng: np.random.Generator, *, duration: float, fps: float, num_frames: int) -> None:
-        self.rng, self.duration, self.fps = rng, duration, fps
+    def __init__(
+        self, rng: np.random.Generator, *, duration: float, fps: float, num_frames: int, longest: float = 1.0
+    ) -> None:
+        self.rng, self.duration, self.fps, self.longest = rng, duration, fps, longest
         self.gap = 2.0 * duration / max(num_frames, 4)
         self.sampled = duration / num_frames
         self.starts: list[float] = []
@@ -186,8 +191,10 @@ class _Clock:
                 break
         self.starts.append(start)
         shortest = max(self.gap, 0.12 * self.duration)
-        latest = min(start + shortest, self.duration)
-        end = self.duration if self.rng.random() < 0.25 else float(self.rng.uniform(latest, self.duration))
+        earliest = min(start + shortest, self.duration)
+        latest = min(start + self.longest * self.duration, self.duration)
+        lasts = self.longest == 1 and self.rng.random() < 0.25
+        end = latest if lasts else float(self.rng.uniform(earliest, max(earliest, latest)))
         return self._grid(start, end)
 
     def needle(self) -> Span:

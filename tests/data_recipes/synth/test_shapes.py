@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_recipes.sample import rng_for
 from data_recipes.synth.shapes import HELD_OUT, LEVELS, conversations, mixture, needle_frame, scene_for
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_render import COLOURS, DIGITS
 from data_recipes.synth.shapes_scene import Scene
-from data_recipes.synth.shapes_world import beep_times
+from data_recipes.synth.shapes_world import beep_times, random_scene
 from vlm.errors import ConfigError
 from vlm.media import load_audio, load_video, probe
 
@@ -76,6 +77,12 @@ def test_a_conversation_is_about_one_clip_and_alternates() -> None:
     assert kinds.count("video") == 1 and kinds[0] == "video"
     assert 4 <= len(sample.meta["turns"]) <= 8
     assert [m["content"][0]["text"] for m in sample.messages[1::2]] == [t.answer for t in sample.meta["turns"]]
+
+
+def test_in_brief_clips_nothing_lasts_long() -> None:
+    for i in range(60):
+        scene = random_scene(rng_for(3, i), LEVELS["brief"], split="train", size=64, num_frames=32)
+        assert all(thing.visible.length <= 0.3 * scene.duration + 1 / scene.fps for thing in scene.things)
 
 
 @pytest.mark.parametrize("name", sorted(LEVELS))

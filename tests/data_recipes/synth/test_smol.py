@@ -12,7 +12,8 @@ import pytest
 
 from data_recipes.synth.backgrounds import Background
 from data_recipes.synth.clips import Clip, Item, Shot, Sound
-from data_recipes.synth.features import FeatureBank
+from data_recipes.synth.features import FeatureBank, classifier
+from data_recipes.synth.imagenet import VAGUE
 from data_recipes.synth.pictures import Name
 from data_recipes.synth.smol import SmolDataset, conversations
 from data_recipes.synth.smol_names import related, unrelated_names, vocabulary
@@ -176,6 +177,24 @@ def test_times_in_answers_are_edges_that_the_model_can_see(bank: FeatureBank) ->
             assert all(np.abs(edges - t).min() < 0.006 for t in told)
             truth = [t for span in turn.spans for t in span]
             assert np.abs(np.array(told) - truth).max() <= duration / 32 / 2 + 0.01
+
+
+def test_in_footage_little_can_be_named(bank: FeatureBank) -> None:
+    """One to three shots have names, the shortest among them; of the others the classifier is not sure, and no answer tells."""
+    for i in range(15):
+        sample = SmolDataset("class", 60, bank=bank, shots=(6, 12), frames=32, moments=1.0, footage=1.0)[i]
+        shots = sample.meta["clip"].shots
+        named = [s for s in shots if s.items]
+        assert 1 <= len(named) <= 3 and min(shots, key=lambda s: s.end - s.start) in named
+        part = sample.messages[0]["content"][0]
+        weight, bias = classifier()
+        for features, t in zip(part["features"], part["timestamps"], strict=True):
+            if not sample.meta["clip"].shot_at(float(t)).items:
+                logits = features.astype(np.float32).mean(0) @ weight.T + bias
+                assert np.exp(logits - logits.max()).sum() >= 1 / VAGUE
+        nouns = {i.name.noun for s in named for i in s.items} | {i.name.plural for s in named for i in s.items}
+        listed = [words for t in sample.meta["turns"] if t.kind == "list" for words in t.truth.split("|")]
+        assert all(any(noun in words for noun in nouns) for words in listed)
 
 
 def test_every_shot_is_seen(bank: FeatureBank) -> None:
