@@ -74,7 +74,7 @@ VARIANTS = {
     ),
     "all tasks but pictures": Variant("26.9 / 23.5 [P]", ("stages.sft.data.args.parts.stills.weight=0",)),
     "soft cross-entropy": Variant("not in LITA; in its port to VILA", ("stages.sft.plugins=[{call: soft_times}]",)),
-    "time tokens start on a curve": Variant("not said", ("model.args.times=smooth",)),
+    "time tokens known before": Variant("not said", ("model.args.times=kept",)),
     "time tokens start as noise": Variant("as the released code", ("model.args.times=noise",)),
 }  # fmt: skip
 
@@ -84,6 +84,7 @@ def parts(setting: Setting) -> list[Part]:
     return [
         Part("time tokens and SlowFast tokens", exactness),
         Part("time to first token", partial(first_token, setting)),
+        Part("frames in memory", streaming),
         *([] if setting.quick else [Part("what each part is worth", partial(worth, setting))]),
     ]
 
@@ -138,6 +139,47 @@ def first_token(setting: Setting) -> list[Row]:
             "reading all tokens / reading SlowFast tokens, time to first token", "not said", ratio, "x", 20, **about
         )
     ]
+
+
+def streaming() -> list[Row]:
+    """The eyes of nano look at a long video, drawn when it is asked for: how many frames are there at once, and what becomes of them."""
+    import torch
+
+    from train.nano import retold
+    from vlm.pieces import FRAMES, embed_pieces
+
+    class Drawn:
+        """Random frames that exist only when they are asked for."""
+
+        most = 0
+
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, rows: slice, /) -> torch.Tensor:
+            count = len(range(*rows.indices(len(self))))
+            self.most = max(self.most, count)
+            return torch.randn(count, 3, size, size)
+
+    model, processor = retold(
+        pooling={"mode": "slowfast", "pool_size": 2}, time={"codec": "relative", "interleave": False}
+    )
+    size, frames = int(processor.pixels["image_size"]), Drawn()
+    count = model.pooler.count(len(frames), model.pooled_grid)
+    ids = torch.full((1, count), int(model.config.video_token_id))
+    media: dict[str, Any] = {
+        "pixel_values": frames,
+        "frames_per_medium": torch.tensor([len(frames)]),
+        "is_video": torch.tensor([True]),
+    }
+    with torch.inference_mode():
+        tokens = sum(piece.shape[1] for piece in embed_pieces(model, ids, **media))
+    return [
+        finding(
+            "frames in memory at once while a long video becomes SlowFast tokens", "not said", frames.most, "", FRAMES,
+            at_least=False, frames=len(frames), tokens=tokens,
+        )
+    ]  # fmt: skip
 
 
 def worth(setting: Setting) -> list[Row]:

@@ -9,7 +9,7 @@ The pieces laid end to end are what `VLMForConditionalGeneration.fuse` gives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -30,6 +30,14 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
+
+
+class Run(NamedTuple):
+    """Neighbouring frames ``start`` to ``stop``, and which of the medium's tokens they make."""
+
+    start: int
+    stop: int
+    tokens: list[int]
 
 
 def embed_pieces(
@@ -147,24 +155,30 @@ def _visual(
     before = 0
     for count, video, segments in zip(counts, videos, shots, strict=True):
         pooler = model.pooler if video else model.image_pooler
-        for start, stop in runs(pooler, count, model.pooled_grid, segments if video else None):
+        steps = runs(pooler, count, model.pooled_grid, segments if video else None)
+        places = [token for step in steps for token in step.tokens]
+        in_order, kept = places == list(range(len(places))), []
+        for start, stop, _ in steps:
             rows = given[before + max(0, start - pooler.looks_back) : before + stop].to(model.device, model.dtype)
             looked = rows if features is not None else model.encode_frames(rows)
-            yield model.part_tokens(looked, start, count, is_video=video, segments=segments)
+            tokens_ND = model.part_tokens(looked, start, count, is_video=video, segments=segments)
+            if in_order:
+                yield tokens_ND
+            else:
+                kept.append(tokens_ND)
+        if kept:  # of a pooler whose tokens do not follow its frames all tokens are kept, but never all frames
+            made_ND = torch.cat(kept)
+            yield torch.empty_like(made_ND).index_copy_(0, torch.tensor(places, device=made_ND.device), made_ND)
         before += count
 
 
-def runs(pooler: Pooler, count: int, grid: Grid, segments: list[int] | None) -> list[tuple[int, int]]:
-    """Neighbouring runs of about `FRAMES` frames whose tokens follow each other; one run if the pooler mixes them up."""
-    found, start, token = [], 0, 0
-    cuts = pooler.cuts(count, grid, segments)
-    for cut in cuts:
-        if cut - start >= FRAMES or cut == count:
-            tokens = pooler.tokens_of(start, cut, count, grid, segments)
-            if tokens != list(range(token, token + len(tokens))):
-                return [(0, count)]
-            found.append((start, cut))
-            start, token = cut, token + len(tokens)
+def runs(pooler: Pooler, count: int, grid: Grid, segments: list[int] | None) -> list[Run]:
+    """Runs of about `FRAMES` of ``count`` frames, each of which can be pooled for itself."""
+    found, start = [], 0
+    for cut in pooler.cuts(count, grid, segments):
+        if cut - start >= FRAMES or (cut == count and cut > start):
+            found.append(Run(start, cut, pooler.tokens_of(start, cut, count, grid, segments)))
+            start = cut
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("timm")
 
-from eval.lita import VARIANTS, draw, exactness, parts, scores
+from eval.lita import VARIANTS, draw, exactness, parts, scores, streaming
 from eval.reproduce import Setting, finding
 from train.build import build_dataset, build_model
 from train.stages import load_recipe
@@ -19,6 +19,8 @@ from vlm.errors import ConfigError
 
 def test_what_is_exact_holds() -> None:
     assert all(r["holds"] for r in exactness())
+    (row,) = streaming()
+    assert row["holds"] and row["ours"] == 32
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
         "time": {"codec": "relative", "num_tokens": 20, "interleave": True, "tag": 1.0},
     },
     "slowfast": {"pooling": {"mode": "slowfast", "pool_size": 2}},
+    "slow": {"pooling": {"mode": "slowfast", "pool_size": 3, "fast": False}},
+    "several sizes": {"pooling": {"mode": "tsp", "pool_sizes": [[4, 1, 1], [2, 2, 2]]}},
     "tsp": {"pooling": {"mode": "tsp", "pool_sizes": [[2, 2, 2]]}},
     "segments": {"pooling": {"mode": "segments", "before_connector": True}, "connector": {"type": "mlp2x_gelu"}},
     "ears": {"audio_config": EARS, "time": {"codec": "relative", "num_tokens": 20, "interleave": True, "tag": 1.0}},
@@ -75,11 +77,7 @@ def test_pieces_laid_end_to_end_are_what_fuse_gives(case: str) -> None:
         assert [p.shape[1] for p in pieces] == [len(x) for x in whole["input_ids"].split(size)]
         torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-5, atol=1e-5)
     handle.remove()
-    in_order = case not in (
-        "slowfast",
-        "segments",
-    )  # a shot may be long; SlowFast says all frames fast, then some slowly
-    assert max(looked) <= FRAMES + 2 if in_order else max(looked) <= 2 * FRAMES + 7
+    assert max(looked) <= FRAMES + 2 if case != "segments" else max(looked) <= 2 * FRAMES + 7  # a shot may be long
     features = model.encode_frames(whole["pixel_values"])
     media = {k: whole[k] for k in MEDIA_KEYS if k in whole and k != "pixel_values"}
     again = torch.cat(list(embed_pieces(model, ids, vision_features=features, **media)), 1)
@@ -129,11 +127,17 @@ def test_placeholders_and_features_must_agree(wrong: int) -> None:
 
 
 def test_runs_cover_all_frames_in_order() -> None:
-    assert runs(make_pooler("frame"), 70, (4, 4), None) == [(0, 32), (32, 64), (64, 70)]
-    assert runs(make_pooler("tsp", pool_sizes=[[5, 1, 1]]), 70, (4, 4), None) == [(0, 35), (35, 70)]
-    assert runs(make_pooler("tsp", pool_sizes=[[5, 1, 1], [1, 4, 4]]), 70, (4, 4), None) == [(0, 70)]
-    assert runs(make_pooler("segments"), 70, (4, 4), [40, 3, 27]) == [(0, 40), (40, 70)]
-    assert runs(make_pooler("slowfast", pool_size=2), 70, (4, 4), None) == [(0, 70)]
+    def bounds(mode: str, segments: list[int] | None = None, **options: Any) -> list[tuple[int, int]]:
+        return [(r.start, r.stop) for r in runs(make_pooler(mode, **options), 70, (4, 4), segments)]
+
+    assert bounds("frame") == [(0, 32), (32, 64), (64, 70)]
+    assert bounds("tsp", pool_sizes=[[5, 1, 1]]) == [(0, 35), (35, 70)]
+    assert bounds("tsp", pool_sizes=[[5, 1, 1], [1, 4, 4]]) == [(0, 35), (35, 70)]
+    assert bounds("segments", [40, 3, 27]) == [(0, 40), (40, 70)]
+    assert bounds("slowfast", pool_size=2) == [(0, 32), (32, 64), (64, 70)]
+    assert bounds("mean", over="time") == [(0, 70)]
+    first, *_, last = runs(make_pooler("slowfast", pool_size=2), 70, (4, 4), None)
+    assert first.tokens == [*range(32), *range(70, 78)] and last.tokens == [*range(64, 70), *range(82, 86)]
 
 
 def test_pixels_are_those_of_normalise() -> None:
