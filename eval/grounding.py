@@ -79,14 +79,14 @@ def run(
         model: What is asked; default ``nano``.
         limit: Clips of a world (60 by default), or questions of a file (all by default).
         out: Folder of the results.
-        data: ``shapes``, ``reasoning``, ``joined``, ``joined-reasoning``, or a file of annotations; default ``joined`` for ``smol``
-            and ``shapes`` for others.
+        data: ``shapes``, ``reasoning``, ``joined``, ``joined-reasoning``, ``footage``, or a file of annotations; default ``joined`` for
+            ``smol`` and ``shapes`` for others.
         format: Of a file, see `data_recipes.mixtures.temporal`.
         task: Of a file, ``localise``, ``reasoning`` or ``dense``; default: ``reasoning`` for format ``rtl``, else ``localise``.
         media: Folder of a file's videos; default: its own.
         judge: Who rates explanations, ``words`` or a language model; default: nobody.
         level: Of drawn clips, ``twenty`` or ``brief``.
-        seconds: Length of joined clips.
+        seconds: Length of joined clips and of footage.
         num_frames: Frames of a video; default 32 of drawn clips, 64 of others.
         seed: Of clips, wordings and the bootstrap.
         target: Mean IoU that the answers should reach.
@@ -122,9 +122,7 @@ def run(
     command = f"vlm eval grounding data={data}" + "".join(
         f" {key}={value}" for key, value in (("format", format), ("task", task if format else ""), ("judge", judge)) if value
     )  # fmt: skip
-    command += (f" seconds={seconds:g}" if data.startswith("joined") else "") + (
-        f" level={level}" if level != "twenty" else ""
-    )
+    command += (f" seconds={seconds:g}" if _lasts(data) else "") + (f" level={level}" if level != "twenty" else "")
     command += f" num_frames={frames} seed={seed} --model {model}"
     command += f" --limit {limit}" if limit else ""
     title = "-".join(
@@ -142,9 +140,14 @@ def run(
     print_facts({str(r["name"]): f"{r['value']:.3f} {r['unit']}" if r["value"] is not None else "" for r in rows})
 
 
+def _lasts(data: str) -> bool:
+    """Whether its clips last as long as one says."""
+    return data.startswith("joined") or data == "footage"
+
+
 def _suffix(data: str, seconds: float) -> list[str]:
-    if data.startswith("joined"):
-        return [*data.split("-")[1:], f"{seconds:g}"]
+    if _lasts(data):
+        return [*[part for part in data.split("-") if part != "joined"], f"{seconds:g}"]
     return [] if data == "shapes" else [data if data in WORLDS else Path(data).stem]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from data_recipes.mixtures.temporal import temporal
 from data_recipes.sample import rng_for
+from eval.grounding_footage import cut
 from eval.spans import Question
 from vlm.errors import ConfigError
 from vlm.media import load_video, plan_video
 from vlm.time import Span
 
-WORLDS = ("shapes", "reasoning", "joined", "joined-reasoning")
-"""Drawn clips, and joined pictures; of each, when something shows, and questions that need reasoning."""
+WORLDS = ("shapes", "reasoning", "joined", "joined-reasoning", "footage")
+"""Drawn clips, and joined pictures; of each, when something shows, and questions that need reasoning. Real footage, cut together."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def world(
         folder: Where files go.
         videos: How many clips.
         seed: Of clips and questions.
-        seconds: Length of joined clips; drawn ones last 20 s.
+        seconds: Length of joined clips and of footage; drawn clips last 20 s.
         frames: That the decoder will sample.
         level: Of drawn clips: ``twenty``, or ``brief``, where nothing lasts longer than a third of the clip.
 
@@ -60,6 +61,11 @@ def world(
         )
     if name.startswith("joined"):
         yield from _joined(name, folder, videos, seed, seconds, frames)
+    elif name == "footage":
+        for index in range(videos):
+            clip = cut(index, folder, seed=seed, seconds=seconds)
+            for question, truth, answer in clip.questions(f"{name}-{index}"):
+                yield Asked({"type": "video", "video": str(clip.path)}, question, truth, answer, "when")
     else:
         yield from _drawn(name, folder, videos, seed, frames, level)
 
