@@ -61,7 +61,7 @@ VARIANTS = {
         "not said",
         (
             *_layout("{mode: frame, out_grid: [2, 2]}", _TOKENS),
-            *(f"stages.sft.data.args.parts.{part}.args.num_frames=12" for part in _CLIPS),
+            *(f"stages.sft.data.args.data.args.parts.{part}.args.num_frames=12" for part in _CLIPS),
         ),
         frames=12,
     ),
@@ -70,9 +70,9 @@ VARIANTS = {
         _layout("{mode: mean, over: space}", "{codec: seconds, interleave: true}"),
     ),
     "reasoning only": Variant(
-        "26.6 / 20.9 [P]", tuple(f"stages.sft.data.args.parts.{p}.weight=0" for p in ("dense", "localise", "qa", "stills"))
+        "26.6 / 20.9 [P]", tuple(f"stages.sft.data.args.data.args.parts.{p}.weight=0" for p in ("dense", "localise", "qa", "stills"))
     ),
-    "all tasks but pictures": Variant("26.9 / 23.5 [P]", ("stages.sft.data.args.parts.stills.weight=0",)),
+    "all tasks but pictures": Variant("26.9 / 23.5 [P]", ("stages.sft.data.args.data.args.parts.stills.weight=0",)),
     "soft cross-entropy": Variant("not in LITA; in its port to VILA", ("stages.sft.plugins=[{call: soft_times}]",)),
     "time tokens known before": Variant("not said", ("model.args.times=kept",)),
     "time tokens start as noise": Variant("as the released code", ("model.args.times=noise",)),
@@ -209,7 +209,7 @@ def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, f
 
     Args:
         name: One of `VARIANTS`.
-        seed: Of the data and their order.
+        seed: Of the order of the data, and of new time tokens.
         work: Folder of the runs.
         videos: Held-out clips to ask about.
 
@@ -231,7 +231,7 @@ def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, f
     settings = [
         f"out={out}",
         f"seed={seed}",
-        f"stages.sft.data.args.seed={71 + seed}",
+        f"stages.sft.data.args.folder={work / 'features'}",
         "report_to=[]",
         *variant.changes,
     ]

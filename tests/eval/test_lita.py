@@ -28,7 +28,7 @@ def test_every_variant_reads_its_clips(name: str) -> None:
     variant = VARIANTS[name]
     recipe = load_recipe("lita_nano", list(variant.changes))
     model, processor = build_model(recipe)
-    data = build_dataset(recipe.stages[0], seed=0, processor=processor)
+    data = build_dataset(recipe.stages[0], seed=0, processor=processor).data
     clips = [s for s in (data[i] for i in range(40)) if s.messages[0]["content"][0]["type"] == "video"]
     prompt = processor.prompt(clips[0].messages, add_generation_prompt=False)
     visual = sum(i == processor.token_id("<video>") for i in prompt.ids)
@@ -47,7 +47,7 @@ def test_every_variant_reads_its_clips(name: str) -> None:
 
 def test_tasks_can_be_left_out() -> None:
     recipe = load_recipe("lita_nano", list(VARIANTS["reasoning only"].changes))
-    data = build_dataset(recipe.stages[0], seed=0, processor=None)
+    data = build_dataset(recipe.stages[0], seed=0, processor=None).data
     assert {t.kind.split("_")[0] for i in range(20) for t in data[i].meta["turns"]} <= {"reason", "when"}
 
 
