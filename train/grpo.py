@@ -153,7 +153,7 @@ class Policy(VLMForConditionalGeneration):
 
     def _media(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         rows = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        return joined([self.prompt_of(row).media for row in rows])
+        return joined([self.prompt_of(row).media for row in rows], input_ids.device)
 
     def prompt_of(self, row: tuple[int, ...]) -> Prompt:
         """The prompt that ``row``, a prompt and perhaps an answer, begins with.
@@ -167,10 +167,10 @@ class Policy(VLMForConditionalGeneration):
         raise TrainingError("TRL asks about a prompt that is not on the shelf")
 
 
-def joined(media: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined(media: Sequence[dict[str, Any]], device: torch.device | str = "cpu") -> dict[str, Any]:
     """Media of several prompts in the order of a batch."""
     out: dict[str, Any] = {
-        k: torch.cat([m[k] for m in media]) for k in ("vision_features", "frames_per_medium", "is_video")
+        k: torch.cat([m[k] for m in media]).to(device) for k in ("vision_features", "frames_per_medium", "is_video")
     }
     return {**out, "segments": [s for m in media for s in m["segments"]]}
 
@@ -223,9 +223,10 @@ def answers(
         stop: Tokens that end one.
     """
     longest, pad = max(len(p.ids) for p in prompts), policy.config.get_text_config().pad_token_id or 0
-    ids = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts])
-    embeds = policy.fuse(ids, **joined([p.media for p in prompts]))
+    device = policy.device
+    ids = torch.tensor([[pad] * (longest - len(p.ids)) + list(p.ids) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=device)
+    embeds = policy.fuse(ids, **joined([p.media for p in prompts], device))
     media = [
         i for i in (getattr(policy.config, f"{kind}_token_id") for kind in ("image", "video", "audio")) if i is not None
     ]
