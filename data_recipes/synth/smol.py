@@ -68,6 +68,7 @@ class SmolDataset:
         varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
         presence_first: Share of conversations that ask what is there before other questions tell it.
         moments: Share of clips of three shots or more in which one lasts a sampled frame or two.
+        again: Share of shots (features only) that show what the one before shows, as the pieces of a long take do.
         footage: Share of clips (features only) in which one to three shots, the shortest among them, show what can be named and the others
             nothing in particular, as footage does.
         frames: Frames that the model samples; drawn from 16, 32, 64 by default.
@@ -88,6 +89,7 @@ class SmolDataset:
     varied: float = 0.0
     presence_first: float = 0.0
     moments: float = 0.0
+    again: float = 0.0
     footage: float = 0.0
     frames: int | None = None
     folder: str | None = None
@@ -158,6 +160,9 @@ class SmolDataset:
         lengths = _lengths(rng, count, self.seconds, frames=frames, moments=self.moments)
         used: set[str] = set()
         sources = [self._source(rng, used) for _ in range(count)]
+        if self.again and self.medium == "features":
+            for i in np.flatnonzero(rng.random(count - 1) < self.again).tolist():
+                sources[i + 1] = sources[i]
         if self.footage and self.medium == "features" and rng.random() < self.footage:
             shown = {
                 int(np.argmin(lengths)),
@@ -257,6 +262,7 @@ def conversations(
     varied: float = 0.0,
     presence_first: float = 0.0,
     moments: float = 0.0,
+    again: float = 0.0,
     footage: float = 0.0,
     frames: int | None = None,
 ) -> SmolDataset:
@@ -264,7 +270,20 @@ def conversations(
     kinds = tuple(kinds) if kinds else None
     ranges = (float(seconds[0]), float(seconds[1])), (int(shots[0]), int(shots[1])), (int(turns[0]), int(turns[1]))
     return SmolDataset(
-        split, size, seed, medium, *ranges, kinds, classes, speech, varied, presence_first, moments, footage, frames
+        split,
+        size,
+        seed,
+        medium,
+        *ranges,
+        kinds,
+        classes,
+        speech,
+        varied,
+        presence_first,
+        moments,
+        again,
+        footage,
+        frames,
     )
 
 

@@ -242,13 +242,17 @@ def _list(asker: Asker, rng: np.random.Generator) -> Turn | None:
 
 
 def _describe(asker: Asker, rng: np.random.Generator) -> Turn | None:
-    lines, spans = [], []
+    told: list[tuple[str, tuple[float, float], tuple[float, float]]] = []  # words, when it seems to be, when it is
     for edges in dict.fromkeys(g.edges for g in asker.groups):
         groups = [g for g in asker.groups if g.edges == edges]
-        words = join_words([g.words for g in groups])
-        lines.append(f"From {mark(edges[0])} to {mark(edges[1])}: {words}.")
-        spans.append((groups[0].shot.start, groups[0].shot.end))
-    return Turn("describe", asker.phrase("describe", rng), " ".join(lines), tuple(spans)) if lines else None
+        words, shot = join_words([g.words for g in groups]), groups[0].shot
+        if told and told[-1][0] == words and told[-1][1][1] == edges[0]:  # the same again is one event
+            _, seen, true = told.pop()
+            told.append((words, (seen[0], edges[1]), (true[0], shot.end)))
+        else:
+            told.append((words, edges, (shot.start, shot.end)))
+    text = " ".join(f"From {mark(seen[0])} to {mark(seen[1])}: {words}." for words, seen, _ in told)
+    return Turn("describe", asker.phrase("describe", rng), text, tuple(true for *_, true in told)) if told else None
 
 
 def _presence(asker: Asker, rng: np.random.Generator) -> Turn | None:

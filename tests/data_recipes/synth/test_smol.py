@@ -179,6 +179,26 @@ def test_times_in_answers_are_edges_that_the_model_can_see(bank: FeatureBank) ->
             assert np.abs(np.array(told) - truth).max() <= duration / 32 / 2 + 0.01
 
 
+def test_what_is_shown_again_is_told_once(bank: FeatureBank) -> None:
+    """Shots that go on with the thing before: other features, one name in a list, one span in a description."""
+    repeated = 0
+    for i in range(12):
+        sample = SmolDataset("class", 60, bank=bank, shots=(4, 6), again=0.6, kinds=("list", "describe"), classes=1.0)[
+            i
+        ]
+        shots = sample.meta["clip"].shots
+        names = [[item.name.noun for item in shot.items] for shot in shots]
+        runs = [key for key, _ in itertools.groupby(names)]
+        repeated += len(names) - len(runs)
+        for turn in sample.meta["turns"]:
+            if turn.kind == "describe":
+                assert len(turn.spans) == len(runs) == turn.answer.count("From")
+                assert [s[0] for s in turn.spans[1:]] == [s[1] for s in turn.spans[:-1]]
+            else:
+                assert len(turn.truth.split("|")) == len({noun for run in runs for noun in run})
+    assert repeated > 12
+
+
 def test_in_footage_little_can_be_named(bank: FeatureBank) -> None:
     """One to three shots have names, the shortest among them; of the others the classifier is not sure, and no answer tells."""
     for i in range(15):
