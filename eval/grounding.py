@@ -31,7 +31,6 @@ from eval.report import Row, row, write_results
 from eval.spans import THRESHOLDS, Judged, judge, quantisation_ceilings, summarise
 from vlm.chat import Assistant
 from vlm.errors import ConfigError, DataError
-from vlm.media import load_video
 from vlm.report import print_facts
 from vlm.time import Span, TimeCodec
 
@@ -154,12 +153,15 @@ def _suffix(data: str, seconds: float) -> list[str]:
 def answer(
     assistant: Assistant, asked: Iterator[Asked], frames: int, *, max_new_tokens: int = 256
 ) -> Iterator[Answered]:
-    """Every question, answered greedily in a conversation of its own."""
+    """Every question, answered greedily in a conversation of its own; a video is decoded once for the questions that follow each other."""
+    name, video = "", None
     for one in asked:
-        media: dict[str, Any] = {"video": one.part["video"], "num_frames": frames}
-        if "frame_fps" in one.part:  # a folder of frames, which lasts as long as it is annotated
-            media = {"video": load_video(media["video"], num_frames=frames, frame_fps=one.part["frame_fps"])}
-        yield Answered(one, assistant.chat(one.question, max_new_tokens=max_new_tokens, **media).raw)
+        if video is None or name != one.truth.video:
+            length = (
+                {"frame_fps": one.part["frame_fps"]} if "frame_fps" in one.part else {}
+            )  # of a folder of frames, as it is annotated
+            name, video = one.truth.video, assistant.load(one.part["video"], num_frames=frames, **length)
+        yield Answered(one, assistant.chat(one.question, video=video, max_new_tokens=max_new_tokens).raw)
 
 
 def rows_of(

@@ -25,6 +25,15 @@ from vlm.media import load_image
 SET_FILE, DATASET_FILE = "needles.json", "metadata.jsonl"
 PHOTOGRAPHS = 14
 """Needles among the photographs; the others are their look-alikes."""
+_PLAIN = {
+    "Granny Smith": "apple",
+    "baboon": "monkey",
+    "fox squirrel": "squirrel",
+    "monarch": "butterfly",
+    "lakeside": "lake",
+    "tabby": "cat",
+}
+"""What a person would call a class of ImageNet that is told from no other needle by it (ours)."""
 
 _OPTION = re.compile(r"^\s*\(?([A-J])[.):]\s*(.+?)\s*$", re.MULTILINE)
 _QUESTIONS = ("several", "order", "count")
@@ -132,7 +141,8 @@ def photographs(size: int) -> NeedleSet:
         first, *others = picture.true_names
         phrase = imagenet_classes()[picture.class_ids[0]].name.phrase
         image, twin = (_square(p.pixels, size) for p in (picture, rest[i % len(rest)]))
-        names, presence, when = (first, *others), f"Is there {phrase}?", f"When does {definite(phrase)} appear?"
+        names = (first, *others, *([_PLAIN[first]] if first in _PLAIN else []))
+        presence, when = f"Is there {phrase}?", f"When does {definite(phrase)} appear?"
         question = "What is in the video?"
         needles.append(Needle(image, question, phrase, also=names, presence=presence, when=when, lookalike=twin))
     order, count = "Which comes first, {first} or {second}?", "How many times is there {what}?"

@@ -85,6 +85,17 @@ class Assistant:
         """A new, empty conversation."""
         return Chat(self)
 
+    def load(self, video: Any, **options: Any) -> Video:
+        """A video with its sound as `chat` loads it: give the result to ask several questions about it without decoding it again.
+
+        Args:
+            video: What `vlm.media.load_video` takes.
+            options: Of that: ``num_frames`` (64 by default), ``fps``, ``start``, ``end``, ``frame_fps``, ...
+        """
+        ears, size = self.processor.ears, int(self.processor.pixels["image_size"])
+        wanted = options if "fps" in options else {"num_frames": DEFAULT_FRAMES, **options}
+        return load_video(video, **{"size": size, "audio_rate": int(ears["rate"]) if ears else None, **wanted})
+
     def chat(self, text: str, **options: Any) -> Reply:
         """Ask one question in a conversation of its own; the options are those of `Chat.ask`."""
         return self.conversation().ask(text, **options)
@@ -229,11 +240,7 @@ class Chat:
         _check_window(video, audio, window)
         if video is not None:
             if not isinstance(video, Video):
-                options = window if "fps" in window else {"num_frames": DEFAULT_FRAMES, **window}
-                rate = int(ears["rate"]) if ears else None
-                video = load_video(
-                    video, size=int(self.assistant.processor.pixels["image_size"]), audio_rate=rate, **options
-                )
+                video = self.assistant.load(video, **window)
             parts.append({"type": "video", "video": video})
             if video.audio is not None and ears:
                 shift = video.audio.start - video.start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from vlm.chat import Assistant, Chat
 from vlm.encoders.audio import TranscriptPiece
 from vlm.errors import ConfigError
 from vlm.generate import repeated_tail
-from vlm.media import Audio, load_video
+from vlm.media import Audio, load_video, write_video
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,16 @@ def test_options_for_files_do_not_go_with_a_loaded_video(tiny: Assistant) -> Non
     video = load_video(random_frames(4), num_frames=4)
     with pytest.raises(ConfigError, match=r"start=1\.0.*loaded already"):
         tiny.chat("a", video=video, start=1.0)
+
+
+def test_a_video_loaded_before_is_the_same_video(tiny: Assistant, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", random_frames(20, size=64), fps=5)
+    loaded = tiny.load(tmp_path / "clip.mp4", num_frames=4, start=1.0)
+    assert len(loaded.frames) == 4 and loaded.start == 1.0
+    again = tiny.chat("when?", video=loaded, max_new_tokens=8)
+    direct = tiny.chat("when?", video=tmp_path / "clip.mp4", num_frames=4, start=1.0, max_new_tokens=8)
+    assert again.raw == direct.raw and again.usage.prompt_tokens == direct.usage.prompt_tokens
+    assert len(tiny.load(tmp_path / "clip.mp4", fps=2.0).frames) == 8
 
 
 def test_streamed_tokens_equal_generate(tiny: Assistant) -> None:
