@@ -81,12 +81,18 @@ VARIANTS = {
 
 def parts(setting: Setting) -> list[Part]:
     """All claims, the quick ones first."""
-    return [
+    quick = [
         Part("time tokens and SlowFast tokens", exactness),
         Part("time to first token", partial(first_token, setting)),
         Part("frames in memory", streaming),
-        *([] if setting.quick else [Part("what each part is worth", partial(worth, setting))]),
     ]
+    if setting.quick:
+        return quick
+    trained = [
+        Part("what each part is worth", partial(worth, setting)),
+        Part("rewarding overlap", partial(rewarded, setting)),
+    ]
+    return [*quick, *trained]
 
 
 def exactness() -> list[Row]:
@@ -224,10 +230,8 @@ def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, f
         raise ConfigError(f"variant {name!r} is not one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     out = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    done = out / "scores.json"
-    if done.exists():
-        known: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
-        return known
+    if (out / "scores.json").exists():
+        return _kept(out, variant.frames, videos)
     settings = [
         f"out={out}",
         f"seed={seed}",
@@ -237,9 +241,46 @@ def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, f
     ]
     if status := run(load_recipe("lita_nano", settings)):
         raise TrainingError(f"the training was stopped (exit code {status}); the same command goes on from there")
-    found = _scored(out / "final", variant.frames, videos)
-    write_text(done, json.dumps(found))
-    return found
+    return _kept(out, variant.frames, videos)
+
+
+def rewarded(setting: Setting) -> list[Row]:
+    """What reinforcement learning adds to the full variant, seed by seed (`train/recipes/grpo_nano.yaml`)."""
+    from train.grpo import load_grpo, train
+
+    work, rows = setting.work / "lita", []
+    before, after = [scores("full", seed, work) for seed in range(SEEDS)], []
+    for seed in range(SEEDS):
+        out = work / f"grpo-{seed}"
+        if not (out / "scores.json").exists():
+            train(load_grpo("grpo_nano", [f"model={work / f'full-{seed}' / 'final'}", f"out={out}", f"seed={seed}"]))
+        after.append(_kept(out, VARIANTS["full"].frames, 60))
+    for what in [w for w in before[0] if "for all" not in w]:
+        gains = [b[what] - a[what] for a, b in zip(before, after, strict=True)]
+        about: dict[str, Any] = {
+            "before": " ".join(f"{one[what]:.1f}" for one in before),
+            "after": " ".join(f"{one[what]:.1f}" for one in after),
+            "seeds": SEEDS,
+        }
+        rows.append(
+            finding(
+                f"gained by GRPO: {what}",
+                "not in LITA; as Time-R1 and TimeLens do",
+                statistics.mean(gains),
+                "points",
+                **about,
+            )
+        )
+    return rows
+
+
+def _kept(out: Path, frames: int, videos: int) -> dict[str, float]:
+    """Scores of the model in ``OUT/final``, kept in ``OUT/scores.json``."""
+    done = out / "scores.json"
+    if not done.exists():
+        write_text(done, json.dumps(_scored(out / "final", frames, videos)))
+    known: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
+    return known
 
 
 def _scored(folder: Path, frames: int, videos: int) -> dict[str, float]:
@@ -263,7 +304,8 @@ def _scored(folder: Path, frames: int, videos: int) -> dict[str, float]:
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
     """Percent by variant and measure, the mean over seeds."""
-    found = {tuple(r["claim"].split(": ", 1)): r["ours"] for r in rows if r.get("unit") == "%"}
+    shown = [r for r in rows if r.get("unit") == "%" and "for all" not in r["claim"]]
+    found = {tuple(r["claim"].split(": ", 1)): r["ours"] for r in shown}
     names, measures = list(dict.fromkeys(n for n, _ in found)), list(dict.fromkeys(m for _, m in found))
     if names:
         grid = [[found[n, m] for m in measures] for n in names]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("timm")
 
-from eval.lita import VARIANTS, draw, exactness, parts, scores, streaming
+from eval.lita import VARIANTS, draw, exactness, parts, rewarded, scores, streaming
 from eval.reproduce import Setting, finding
 from train.build import build_dataset, build_model
 from train.stages import load_recipe
@@ -62,8 +62,19 @@ def test_scores_are_kept(tmp_path: Path) -> None:
 
 def test_a_quick_run_trains_nothing_and_a_picture_needs_trainings(tmp_path: Path) -> None:
     names = [[p.name for p in parts(Setting(quick=quick))] for quick in (True, False)]
-    assert set(names[1]) - set(names[0]) == {"what each part is worth"}
+    assert set(names[1]) - set(names[0]) == {"what each part is worth", "rewarding overlap"}
     draw(tmp_path / "none.png", exactness())
     assert not (tmp_path / "none.png").exists()
-    draw(tmp_path / "some.png", [finding(f"{n}: reasoning, mIoU", "", 20.0, "%") for n in VARIANTS])
+    best = finding("full: reasoning, mIoU of the best span for all", "", 10.0, "%")
+    draw(tmp_path / "some.png", [best, *(finding(f"{n}: reasoning, mIoU", "", 20.0, "%") for n in VARIANTS)])
     assert (tmp_path / "some.png").stat().st_size > 1000
+
+
+def test_gains_are_means_over_seeds(tmp_path: Path) -> None:
+    work = tmp_path / "lita"
+    for seed in range(3):
+        for name, value in ((f"full-{seed}", 30.0), (f"grpo-{seed}", 31.0 + seed)):
+            (work / name).mkdir(parents=True)
+            (work / name / "scores.json").write_text(json.dumps({"reasoning, mIoU": value, "best span for all": 9.0}))
+    (row,) = rewarded(Setting(work=tmp_path))
+    assert row["ours"] == 2.0 and row["setting"]["after"] == "31.0 32.0 33.0"
