@@ -2,7 +2,8 @@
 
 Two protocols. ``tolerant`` reads answers with `TimeCodec.parse`, scores an answer without times 0 and knows absent
 events (ours). ``lita`` repeats LITA's ActivityNet-RTL evaluation (2403.19046, released code): strict ``<12.3>`` times,
-the whole clip where they are missing. Both means are reported: over questions (micro) and over videos (macro).
+the whole clip where they are missing; of a codec without time tokens, which that code does not know, the times as it
+writes them. Both means are reported: over questions (micro) and over videos (macro).
 """
 
 from __future__ import annotations
@@ -135,8 +136,13 @@ def _judge_lita(answer: str, question: Question, codec: TimeCodec) -> Judged:
         raise DataError(
             f"protocol 'lita' needs one true span per question, {question.video!r} has {len(question.truth)}"
         )
-    text = codec.angle_text(answer, question.duration) if isinstance(codec, RelativeCodec) else answer
-    result = parse_lita(text, question.duration)
+    result = codec.parse(answer, question.duration)
+    if isinstance(codec, RelativeCodec):
+        result = parse_lita(codec.angle_text(answer, question.duration), question.duration)
+    elif (
+        result.fallback or not result.spans
+    ):  # words that the released code cannot read are read as the codec writes them
+        result = parse_lita("", question.duration)
     return Judged(question.video, result.spans[0].iou(question.truth[0]), result.fallback, result.how)
 
 

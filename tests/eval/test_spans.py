@@ -34,6 +34,14 @@ def test_litas_protocol_on_its_golden_cases(answer: str, iou: float, fallback: b
     assert (judged.iou, judged.fallback) == (pytest.approx(iou), fallback)
 
 
+@pytest.mark.parametrize(
+    ("answer", "iou"), [("from 10.0 s to 20.0 s: a dog", 1.0), ("at the end", 10 / 60), ("not present", 10 / 60)]
+)
+def test_litas_protocol_reads_other_codecs_as_they_write(answer: str, iou: float) -> None:
+    judged = judge(answer, question((10, 20)), make_codec("seconds"), protocol="lita")
+    assert judged.iou == pytest.approx(iou) and judged.fallback == (iou < 1)
+
+
 def test_litas_protocol_decodes_tokens_with_two_decimals() -> None:
     judged = judge("<t25> <t50> because", question((30.3, 60.61), duration=120.0), RELATIVE, protocol="lita")
     assert judged.iou == 1.0
