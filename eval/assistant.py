@@ -76,6 +76,7 @@ class AssistantModel:
             reading.prompt.ids[-1:],
             stop_ids=stop_token_ids(model, processor.tokenizer),
             max_new_tokens=self.max_new_tokens,
+            escape=True,
         )
         ids: list[int] = []
         with closing(stream):

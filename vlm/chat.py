@@ -311,6 +311,7 @@ class Chat:
             stop_ids=stop_token_ids(model, processor.tokenizer),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
+            escape=True,
         )
         try:
             for token in ids:

@@ -124,10 +124,12 @@ def stream_ids(
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    escape: bool = False,
 ) -> Generator[int, None, None]:
     """Read ``new_ids`` (their embeddings are ``embeds_1LD``, whole or in pieces) after what ``state`` holds, then yield one id at a time.
 
-    ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later.
+    ``state`` stays consistent at every yield, so the caller may stop at any token and continue the conversation later. With ``escape``
+    an answer that says the same for the third time must go on with another token, once: a list then comes to what follows.
     """
     check_length(max_new_tokens)
     sampling = sampling or Sampling()
@@ -142,6 +144,8 @@ def stream_ids(
     produced: list[int] = []
     try:
         for _ in range(max_new_tokens):
+            if escape and (circle := repeated_tail(produced, times=3)):
+                logits[produced[-circle]], escape = -torch.inf, False
             token = _choose(logits, produced, sampling, generator)
             produced.append(token)
             if token in stop_ids:

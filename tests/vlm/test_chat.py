@@ -15,7 +15,7 @@ from tests.tiny import random_frames, tiny_assistant
 from vlm.chat import Assistant, Chat
 from vlm.encoders.audio import TranscriptPiece
 from vlm.errors import ConfigError
-from vlm.generate import repeated_tail
+from vlm.generate import DecodeState, repeated_tail, stream_ids
 from vlm.media import Audio, load_video, write_video
 
 
@@ -161,6 +161,29 @@ def test_an_answer_that_goes_round_in_circles_is_ended() -> None:
     assert repeated_tail([1, 2, 3] * 4) == 3
     assert repeated_tail([1, 2, 1, 2, 1, 2, 1, 3]) == 0
     assert repeated_tail([5, 5, 5]) == 0
+
+
+def test_a_circle_is_escaped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that would say 7 8 for ever says the next best token after the third round, and is ended the next time."""
+    tiny = tiny_assistant()
+
+    def choose(logits: torch.Tensor, produced: list[int], *_: Any) -> int:
+        wanted = 8 if produced and produced[-1] == 7 else 7
+        return wanted if logits[wanted] > -torch.inf else 9
+
+    monkeypatch.setattr("vlm.generate._choose", choose)
+    for escape, expected in ((True, [7, 8, 7, 8, 7, 8, 9, 7, 8, 7, 8, 7, 8, 7]), (False, [7, 8] * 7)):
+        ids = torch.tensor([[3, 4]])
+        stream = stream_ids(
+            tiny.model,
+            DecodeState(),
+            tiny.model.get_input_embeddings()(ids),
+            [3, 4],
+            stop_ids=set(),
+            max_new_tokens=14,
+            escape=escape,
+        )
+        assert list(stream) == expected
 
 
 def says(monkeypatch: pytest.MonkeyPatch, assistant: Assistant, *answers: str) -> None:
