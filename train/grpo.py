@@ -265,6 +265,8 @@ def train(recipe: GrpoRecipe) -> Path:
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
         raise MissingDependencyError("trl", "rl", "GRPO") from error
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
     import vlm
     from vlm.generate import stop_token_ids
 
@@ -296,9 +298,32 @@ def train(recipe: GrpoRecipe) -> Path:
         train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(prompts))]}),
         processing_class=processor.tokenizer, rollout_func=roll,
     )  # fmt: skip
+    trainer.remove_callback(ProgressCallback if not settings.disable_tqdm else PrinterCallback)
+    trainer.add_callback(_bar())
     checkpoints = list((Path(recipe.out) / "trl").glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=bool(checkpoints))
     return _finish(policy, processor, recipe, trainer.state.log_history)
+
+
+def _bar() -> Any:
+    """A progress bar with the rewards, in place of a line of thirty numbers for every step."""
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="grpo", unit="step")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            known = {k: (logs or {}).get(f"rewards/{k}_reward/mean") for k in ("tiou", "form")}
+            self.bar.set_postfix({k: f"{float(v):.3f}" for k, v in known.items() if v is not None})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Bar()
 
 
 def rewards(shelf: Sequence[Prompt], codec: TimeCodec, tokenizer: Any, form: float) -> list[Callable[..., list[float]]]:
