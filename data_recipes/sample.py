@@ -65,6 +65,15 @@ def check_kinds(kinds: Iterable[str] | None, known: Iterable[str]) -> None:
         raise ConfigError(f"kinds={asked} must be some of {', '.join(sorted(names))}")
 
 
+REASON = "reason_"
+"""What kinds of question that need reasoning begin with, where they stand beside others."""
+
+
+def reason_kinds(kinds: Iterable[str] | None) -> tuple[str, ...]:
+    """Those of ``kinds`` that begin with `REASON`, without it."""
+    return tuple(kind.removeprefix(REASON) for kind in kinds or () if kind.startswith(REASON))
+
+
 def text_part(text: str) -> dict[str, str]:
     """Content part holding ``text``."""
     return {"type": "text", "text": text}

@@ -36,6 +36,7 @@ from vlm.time import Span, TimeCodec
 
 _DRAWS = 1000  # of the bootstrap
 _LEADS_TO_TIME = re.compile(r"(?:^|\s)(?:from|between|at|during)$", re.IGNORECASE)
+_DRAWN = ("shapes", "reasoning")
 _ROUND = 5  # seconds: answers at multiples of it say that a model has learnt round numbers (TimeChat)
 
 
@@ -102,7 +103,7 @@ def run(
         raise ConfigError(
             f"data={data!r} is not one of {', '.join(WORLDS)}; for a file say its format=, for example rtl"
         )
-    frames = num_frames or (32 if data in ("shapes", "reasoning") else 64)
+    frames = num_frames or (32 if data in _DRAWN else 64)
     task = task or ("reasoning" if format == "rtl" else "localise")
     assistant = vlm.load(model)
     with tempfile.TemporaryDirectory(prefix="grounding-") as folder:
@@ -121,17 +122,12 @@ def run(
     command = f"vlm eval grounding data={data}" + "".join(
         f" {key}={value}" for key, value in (("format", format), ("task", task if format else ""), ("judge", judge)) if value
     )  # fmt: skip
-    command += (f" seconds={seconds:g}" if _lasts(data) else "") + (f" level={level}" if level != "twenty" else "")
+    command += (f" seconds={seconds:g}" if _lasts(data) else "") + (
+        f" level={level}" if data in _DRAWN and level != "twenty" else ""
+    )
     command += f" num_frames={frames} seed={seed} --model {model}"
     command += f" --limit {limit}" if limit else ""
-    title = "-".join(
-        [
-            "grounding",
-            *(["smol"] if model == "smol" else []),
-            *_suffix(data, seconds),
-            *([level] if level != "twenty" else []),
-        ]
-    )
+    title = "-".join(["grounding", *(["smol"] if model == "smol" else []), *_suffix(data, seconds, level)])
     setting = {"model": model, "data": Path(data).name if format else data, "num_frames": frames}
     path = write_results(title, rows, command=command, seed=seed, setting=setting, out_dir=out)
     spans = [(a.asked.truth, _spans(a, assistant.processor.codec)) for a in answers if a.asked.truth.truth]
@@ -144,10 +140,13 @@ def _lasts(data: str) -> bool:
     return data.startswith("joined") or data == "footage"
 
 
-def _suffix(data: str, seconds: float) -> list[str]:
+def _suffix(data: str, seconds: float, level: str) -> list[str]:
+    """What tells the results of one choice of data from those of another."""
     if _lasts(data):
         return [*[part for part in data.split("-") if part != "joined"], f"{seconds:g}"]
-    return [] if data == "shapes" else [data if data in WORLDS else Path(data).stem]
+    if data in _DRAWN:
+        return [*([data] if data != "shapes" else []), *([level] if level != "twenty" else [])]
+    return [Path(data).stem]
 
 
 def answer(
@@ -157,10 +156,10 @@ def answer(
     name, video = "", None
     for one in asked:
         if video is None or name != one.truth.video:
-            length = (
-                {"frame_fps": one.part["frame_fps"]} if "frame_fps" in one.part else {}
-            )  # of a folder of frames, as it is annotated
-            name, video = one.truth.video, assistant.load(one.part["video"], num_frames=frames, **length)
+            lasts = {
+                k: v for k, v in one.part.items() if k == "frame_fps"
+            }  # a folder of frames, as long as it is annotated
+            name, video = one.truth.video, assistant.load(one.part["video"], num_frames=frames, **lasts)
         yield Answered(one, assistant.chat(one.question, video=video, max_new_tokens=max_new_tokens).raw)
 
 
@@ -225,17 +224,15 @@ def _bounds(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
 def _guesses(answers: Sequence[Answered]) -> list[Row]:
     """What needs no eyes: a span that is the same share of every clip, the best of them chosen with the truth in hand."""
     truth = [(a.asked.truth.truth[0], a.asked.truth.duration) for a in answers]
-    shares = np.linspace(0.0, 1.0, 21)
-    best = max(
-        float(np.mean([Span(a * d, b * d).iou(span) for span, d in truth]))
-        for a, b in itertools.combinations(shares.tolist(), 2)
-    )
-    whole = [Span(0.0, a.asked.truth.duration).iou(a.asked.truth.truth[0]) for a in answers]
-    half = [Span(0.25 * d, 0.75 * d).iou(a.asked.truth.truth[0]) for a in answers for d in [a.asked.truth.duration]]
+
+    def overlap(share: tuple[float, float]) -> float:
+        return float(np.mean([Span(share[0] * d, share[1] * d).iou(span) for span, d in truth]))
+
+    every = itertools.combinations(np.linspace(0.0, 1.0, 21).tolist(), 2)
     return [
-        row("chance: the whole clip, mIoU", float(np.mean(whole)), ""),
-        row("chance: the middle half, mIoU", float(np.mean(half)), ""),
-        row("chance: the best span for all, mIoU", best, ""),
+        row("chance: the whole clip, mIoU", overlap((0.0, 1.0)), ""),
+        row("chance: the middle half, mIoU", overlap((0.25, 0.75)), ""),
+        row("chance: the best span for all, mIoU", max(map(overlap, every)), ""),
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class Scene:
     end: float
 
 
+@cache
 def scenes() -> tuple[Scene, ...]:
     """All of them.
 

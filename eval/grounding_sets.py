@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.mixtures.temporal import temporal
-from data_recipes.sample import rng_for
+from data_recipes.sample import REASON, rng_for
 from eval.grounding_footage import cut
 from eval.spans import Question
 from vlm.errors import ConfigError
@@ -98,7 +98,7 @@ def _joined(name: str, folder: Path, videos: int, seed: int, seconds: float, fra
     shots = (3, 6) if seconds <= 30 else (5, 8) if seconds <= 120 else (8, 12)
     data = conversations(
         "picture", size=videos, seed=seed, medium="file", seconds=(seconds, seconds), shots=shots,
-        turns=(6, 6) if think else (3, 3), kinds=tuple(f"reason_{kind}" for kind in PHRASINGS) if think else ("when",),
+        turns=(6, 6) if think else (3, 3), kinds=tuple(REASON + kind for kind in PHRASINGS) if think else ("when",),
         classes=0.0, speech=0.5 if think else 0.0, frames=frames,
     )  # fmt: skip
     data = replace(data, folder=str(folder))

@@ -25,6 +25,8 @@ from vlm.errors import ConfigError, TrainingError
 from vlm.files import write_text
 
 SEEDS = 3
+VIDEOS = 60
+"""Held-out clips to ask about."""
 _GOLDEN = ((0, 0), (0.60, 0), (0.61, 1), (1.8, 1), (30, 25), (59.99, 49), (60, 50), (119, 98), (120, 99))
 """Seconds of a clip of 120 s and the index of their token, worked out from the released code's formula [M]."""
 
@@ -210,14 +212,13 @@ def worth(setting: Setting) -> list[Row]:
     return rows
 
 
-def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, float]:
+def scores(name: str, seed: int, work: Path) -> dict[str, float]:
     """Train a variant with one seed, or go on with it, and score it; what has been scored is read from the disk.
 
     Args:
         name: One of `VARIANTS`.
         seed: Of the order of the data, and of new time tokens.
         work: Folder of the runs.
-        videos: Held-out clips to ask about.
 
     Raises:
         ConfigError: There is no such variant.
@@ -230,18 +231,17 @@ def scores(name: str, seed: int, work: Path, *, videos: int = 60) -> dict[str, f
         raise ConfigError(f"variant {name!r} is not one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     out = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    if (out / "scores.json").exists():
-        return _kept(out, variant.frames, videos)
-    settings = [
-        f"out={out}",
-        f"seed={seed}",
-        f"stages.sft.data.args.folder={work / 'features'}",
-        "report_to=[]",
-        *variant.changes,
-    ]
-    if status := run(load_recipe("lita_nano", settings)):
-        raise TrainingError(f"the training was stopped (exit code {status}); the same command goes on from there")
-    return _kept(out, variant.frames, videos)
+    if not (out / "scores.json").exists():
+        settings = [
+            f"out={out}",
+            f"seed={seed}",
+            f"stages.sft.data.args.folder={work / 'features'}",
+            "report_to=[]",
+            *variant.changes,
+        ]
+        if status := run(load_recipe("lita_nano", settings)):
+            raise TrainingError(f"the training was stopped (exit code {status}); the same command goes on from there")
+    return _kept(out, variant.frames)
 
 
 def rewarded(setting: Setting) -> list[Row]:
@@ -254,7 +254,7 @@ def rewarded(setting: Setting) -> list[Row]:
         out = work / f"grpo-{seed}"
         if not (out / "scores.json").exists():
             train(load_grpo("grpo_nano", [f"model={work / f'full-{seed}' / 'final'}", f"out={out}", f"seed={seed}"]))
-        after.append(_kept(out, VARIANTS["full"].frames, 60))
+        after.append(_kept(out, VARIANTS["full"].frames))
     for what in [w for w in before[0] if "for all" not in w]:
         gains = [b[what] - a[what] for a, b in zip(before, after, strict=True)]
         about: dict[str, Any] = {
@@ -274,16 +274,16 @@ def rewarded(setting: Setting) -> list[Row]:
     return rows
 
 
-def _kept(out: Path, frames: int, videos: int) -> dict[str, float]:
+def _kept(out: Path, frames: int) -> dict[str, float]:
     """Scores of the model in ``OUT/final``, kept in ``OUT/scores.json``."""
     done = out / "scores.json"
     if not done.exists():
-        write_text(done, json.dumps(_scored(out / "final", frames, videos)))
+        write_text(done, json.dumps(_scored(out / "final", frames)))
     known: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
     return known
 
 
-def _scored(folder: Path, frames: int, videos: int) -> dict[str, float]:
+def _scored(folder: Path, frames: int) -> dict[str, float]:
     import vlm
     from eval.grounding import answer, rows_of
     from eval.grounding_sets import world
@@ -291,7 +291,7 @@ def _scored(folder: Path, frames: int, videos: int) -> dict[str, float]:
     assistant, found = vlm.load(str(folder)), dict[str, float]()
     for data, label in (("reasoning", "reasoning"), ("shapes", "when something shows")):
         with tempfile.TemporaryDirectory(prefix="lita-") as clips:
-            asked = world(data, Path(clips), videos=videos, seed=0, seconds=20.0, frames=frames, level="brief")
+            asked = world(data, Path(clips), videos=VIDEOS, seed=0, seconds=20.0, frames=frames, level="brief")
             rows = {
                 r["name"]: r["value"]
                 for r in rows_of(list(answer(assistant, asked, frames)), assistant.processor.codec)

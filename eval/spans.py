@@ -136,13 +136,12 @@ def _judge_lita(answer: str, question: Question, codec: TimeCodec) -> Judged:
         raise DataError(
             f"protocol 'lita' needs one true span per question, {question.video!r} has {len(question.truth)}"
         )
-    result = codec.parse(answer, question.duration)
     if isinstance(codec, RelativeCodec):
         result = parse_lita(codec.angle_text(answer, question.duration), question.duration)
-    elif (
-        result.fallback or not result.spans
-    ):  # words that the released code cannot read are read as the codec writes them
-        result = parse_lita("", question.duration)
+    else:  # words that the released code cannot read are read as the codec writes them
+        result = codec.parse(answer, question.duration)
+        if result.fallback or not result.spans:
+            result = parse_lita("", question.duration)
     return Judged(question.video, result.spans[0].iou(question.truth[0]), result.fallback, result.how)
 
 

@@ -25,6 +25,7 @@ from train.recipe_files import as_call, check_keys, parse, read_tree
 from train.stages import Call
 from vlm.compat import CACHE_NAME
 from vlm.errors import ConfigError, DataError, MissingDependencyError, TrainingError
+from vlm.files import write_text
 from vlm.model import VLMForConditionalGeneration
 from vlm.processor import VLMProcessor
 from vlm.time import Span, TimeCodec
@@ -360,5 +361,5 @@ def _finish(policy: Policy, processor: VLMProcessor, recipe: GrpoRecipe, history
     plain.load_state_dict(policy.state_dict())
     plain.save_pretrained(final)
     processor.save_pretrained(final)
-    (Path(recipe.out) / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    write_text(Path(recipe.out) / "history.json", json.dumps(history, indent=1))
     return final

@@ -104,18 +104,13 @@ class LookedAt:
             raise ConfigError(f"{name}: {medium.kind} that starts at {medium.start:g} s cannot be kept as features")
         with torch.inference_mode():
             features = self._assistant.model.encode_frames(medium.pixel_values[:])
-        key = f"features{len(arrays)}"
-        arrays[key] = features.to(torch.float16).numpy()
+        seen, times = f"features{len(arrays)}", f"timestamps{len(arrays)}"
+        arrays[seen] = features.to(torch.float16).numpy()
         if medium.kind == "image":
-            arrays[key] = arrays[key][0]
-            return {"type": "image", "features": key}
-        arrays[key.replace("features", "timestamps")] = medium.timestamps
-        part = {
-            "type": "video",
-            "features": key,
-            "timestamps": key.replace("features", "timestamps"),
-            "duration": medium.duration,
-        }
+            arrays[seen] = arrays[seen][0]
+            return {"type": "image", "features": seen}
+        arrays[times] = medium.timestamps
+        part = {"type": "video", "features": seen, "timestamps": times, "duration": medium.duration}
         return {**part, **({"segments": medium.segments} if medium.segments else {})}
 
 

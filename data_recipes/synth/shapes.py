@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Sample, check_kinds, conversation, rng_for
+from data_recipes.sample import REASON, Sample, check_kinds, conversation, reason_kinds, rng_for
 from data_recipes.synth.needles import needle_frame
 from data_recipes.synth.shapes_phrasings import PHRASINGS
 from data_recipes.synth.shapes_questions import Asker, Turn
@@ -83,7 +83,7 @@ class ShapesDataset:
     file_sizes: tuple[int, int] = (64, 256)
 
     def __post_init__(self) -> None:
-        check_kinds(self.kinds, (*PHRASINGS, *(f"reason_{kind}" for kind in REASONS)))
+        check_kinds(self.kinds, (*PHRASINGS, *(REASON + kind for kind in REASONS)))
 
     def __len__(self) -> int:
         return self.size
@@ -98,7 +98,7 @@ class ShapesDataset:
         times = scene.sample_times(frames) if self.split == "train" else None
         asker = Asker(scene, rng, split=self.split, still=step.still, sound=sound, times=times)
         turns = asker.turns(self.turns, self.kinds)
-        reasons = tuple(k.removeprefix("reason_") for k in self.kinds or () if k.startswith("reason_"))
+        reasons = reason_kinds(self.kinds)
         if reasons and not step.still:
             turns += Reasoner(scene, rng, split=self.split, kinds=reasons, sound=sound, times=times).turns(self.turns)
             turns = [turns[i] for i in rng.permutation(len(turns))[: self.turns]] or asker.turns(self.turns, ("when",))

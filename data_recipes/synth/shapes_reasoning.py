@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_recipes.sample import REASON
 from data_recipes.synth.shapes_questions import Asker, Turn, article, span_words
 from data_recipes.synth.shapes_scene import Appearance, Scene
 from vlm.errors import ConfigError
@@ -136,7 +137,7 @@ class Reasoner:
         medium = ("video", "clip")[int(self.rng.integers(2))]
         question = phrasings[int(self.rng.integers(len(phrasings)))].format(m=medium, **words)
         when = ", ".join(span_words(span) for span in spans)
-        return Turn(f"reason_{kind}", question, f"{when}: {because}", spans=spans)
+        return Turn(REASON + kind, question, f"{when}: {because}", spans=spans)
 
     # -- each kind: (words of the question, spans, why) for every way to ask it that has one clear answer --------------------------
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.sample import Sample, check_kinds, conversation, rng_for
+from data_recipes.sample import REASON, Sample, check_kinds, conversation, reason_kinds, rng_for
 from data_recipes.synth.clips import Clip, Shot, Sound
 from data_recipes.synth.features import ASPECTS, PLAN_SIZES, FeatureBank, feature_bank
 from data_recipes.synth.imagenet import PrototypeMaps
@@ -100,7 +100,7 @@ class SmolDataset:
             raise ConfigError(f"split={self.split!r} is not one of {tuple(PLAN_SIZES)}")
         if self.medium not in MEDIA:
             raise ConfigError(f"medium={self.medium!r} is not one of {MEDIA}")
-        check_kinds(self.kinds, (*PHRASINGS, *(f"reason_{kind}" for kind in REASONS)))
+        check_kinds(self.kinds, (*PHRASINGS, *(REASON + kind for kind in REASONS)))
         for name, least in (("seconds", 0.1), ("shots", 1), ("turns", 1)):
             low, high = getattr(self, name)
             if not least <= low <= high < float("inf"):
@@ -142,11 +142,11 @@ class SmolDataset:
         return self._clip(rng_for(self.seed, _SEEDS[self.split], index))[0]
 
     def _turns(self, asker: Asker, rng: np.random.Generator, count: int) -> list[Turn]:
-        thought = tuple(k.removeprefix("reason_") for k in self.kinds or () if k.startswith("reason_"))
+        thought = reason_kinds(self.kinds)
         if not thought:
             return asker.turns(rng, count=count, kinds=self.kinds)
         turns = reasons(asker, rng, most=count, kinds=thought)
-        plain = tuple(k for k in self.kinds or () if not k.startswith("reason_"))
+        plain = tuple(k for k in self.kinds or () if not k.startswith(REASON))
         if plain or not turns:
             turns += asker.turns(rng, count=max(1, count - len(turns)), kinds=plain or ("when",))
         return turns

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_recipes.sample import mark
+from data_recipes.sample import REASON, mark
 from data_recipes.synth.clips import Shot
 from data_recipes.synth.smol_questions import Asker, Group, Turn, definite, join_words, where
 
@@ -107,7 +107,7 @@ def _turn(kind: str, asker: Asker, rng: np.random.Generator, shots: _Shots, opti
     groups = next(groups for s, groups in shots if s is shot)
     words, (start, end) = join_words([g.words for g in groups]), groups[0].edges
     answer = f"From {mark(start)} to {mark(end)}: {words}{why}."
-    return Turn(f"reason_{kind}", question, answer, ((shot.start, shot.end),), truth=words)
+    return Turn(REASON + kind, question, answer, ((shot.start, shot.end),), truth=words)
 
 
 # -- each kind: every way to ask it that has one clear answer ------------------------------------------------------------------
