@@ -4,13 +4,15 @@
     python scripts/curriculum.py --seeds 1 --scale 0.1    # a first look
 
 Every order trains on the same number of samples of every kind. Scored by free generation: needles by frames, and the overlap of spans in
-20 s clips. Runs are resumable, one after the other; start the same command twice with `--only ORDER` to use two cores.
+20 s clips. Orders that begin alike share what they begin with. Runs are resumable, one after the other; `--only SEED` in a process of its
+own for each seed uses more cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -69,38 +71,64 @@ def _joined(short: dict[str, Any], long: dict[str, Any]) -> dict[str, Any]:
     return stage
 
 
-def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Train one order with one seed, or go on with it, and score it."""
+def trained(order: str, seed: int, options: argparse.Namespace) -> Path:
+    """Train one order with one seed, or go on with it; the folder ``final`` of its last stage.
+
+    Each stage is a run of its own that starts from the one before, so that orders which begin alike share what they begin with.
+    """
     import yaml
 
-    import vlm
-    from eval.longvila import needles_by_frames
-    from eval.shapes import evaluate
-    from train.nano import export
     from train.recipe_files import recipe_path
     from train.run import run
     from train.stages import load_recipe
 
-    out = options.runs / f"{order.replace('(', '').replace(')', '')}-x{options.scale:g}-{seed}"
     changed = recipe_for(order, yaml.safe_load(recipe_path("longvila_nano").read_text(encoding="utf-8")), options.scale)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
-    settings = [f"out={out}", f"seed={seed}", f"model.args.seed={seed}", "report_to=[]"]
-    if run(load_recipe(out / "recipe.yaml", settings)):
-        sys.exit("stopped; the same command goes on")
-    model = out / "model"
-    if not (model / "config.json").exists():
-        export(out / "final", model)
-    found, _ = needles_by_frames(str(model), out, LENGTHS, needles=options.needles, depths=options.depths, seed=seed)
-    rows = {r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))}
-    needles = {f"needle found, {n} frames": value for n, value in found.items()}
-    return {**needles, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}
+    stages, marks, final = changed.pop("stages"), order.split("-"), None
+    for done, stage in enumerate(stages, start=1):
+        name = "-".join(marks[:done]).replace("(", "").replace(")", "")
+        out = options.runs / f"x{options.scale:g}-seed{seed}" / name
+        model = {"call": "train.nano:model", "args": {"run": str(final)}} if final else changed["model"]
+        out.mkdir(parents=True, exist_ok=True)
+        about = {**changed, "model": model, "stages": [stage]}
+        (out / "recipe.yaml").write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
+        settings = [f"out={out}", f"seed={seed}", f"model.args.seed={seed}", "report_to=[]"]
+        if run(load_recipe(out / "recipe.yaml", settings)):
+            sys.exit("stopped; the same command goes on")
+        final = out / "final"
+    assert final is not None
+    return final
+
+
+def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train one order with one seed and score it; what is there already is not done again."""
+    import vlm
+    from eval.longvila import needles_by_frames
+    from eval.shapes import evaluate
+    from train.nano import export
+    from vlm.files import write_text
+
+    final = trained(order, seed, options)
+    model, kept = final.with_name("model"), final.with_name("scores.json")
+    if not kept.exists():
+        export(final, model)
+        found, _ = needles_by_frames(
+            str(model), model.parent, LENGTHS, needles=options.needles, depths=options.depths, seed=seed
+        )
+        rows = {
+            r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))
+        }
+        needles = {f"needle found, {n} frames": value for n, value in found.items()}
+        write_text(kept, json.dumps({**needles, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}))
+    values: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return values
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PAPER, help="train and score this order only, and write nothing")
+    parser.add_argument(
+        "--only", type=int, metavar="SEED", help="train and score with this seed only, and write nothing"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=0.3, help="share of the recipe's steps")
     parser.add_argument("--needles", type=int, default=5)
@@ -112,12 +140,15 @@ def main() -> None:
     from eval.report import heat_maps, row, write_results
     from vlm.errors import VLMError
 
-    orders = [options.only] if options.only else list(PAPER)
+    seeds = range(options.seeds) if options.only is None else [options.only]
+    found: dict[str, list[dict[str, float]]] = {order: [] for order in PAPER}
     try:
-        found = {order: [scores(order, seed, options) for seed in range(options.seeds)] for order in orders}
+        for seed in seeds:
+            for order, each in found.items():
+                each.append(scores(order, seed, options))
     except VLMError as error:
         sys.exit(str(error))
-    if options.only:
+    if options.only is not None:
         return
     rows = []
     for order, each in found.items():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from scripts.curriculum import PAPER, recipe_for
+from scripts.curriculum import PAPER, recipe_for, trained
 from train.recipe_files import recipe_path
 from train.stages import parse_recipe
 
@@ -39,3 +41,15 @@ def test_a_shorter_run_has_shorter_stages() -> None:
     full, short = (recipe_for("1-2-4-(3+5)", RECIPE, scale) for scale in (1.0, 0.1))
     for a, b in zip(full["stages"], short["stages"], strict=True):
         assert b["steps"] == max(2, round(0.1 * a["steps"])) and b["warmup"] <= max(1, b["steps"] // 4)
+
+
+def test_orders_that_begin_alike_share_what_they_begin_with(tmp_path: Path) -> None:
+    options = argparse.Namespace(runs=tmp_path, scale=0.001)
+    first = trained("1", 0, options)
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    second = trained("1-2", 0, options)
+    assert (first / "model.safetensors").stat().st_mtime_ns >= written and first.parent.name == "1"
+    history = (first.parent / "history.jsonl").read_text().splitlines()
+    assert len(history) == 2, "the first stage was trained once"
+    recipe = yaml.safe_load((second.parent / "recipe.yaml").read_text())
+    assert recipe["model"]["args"]["run"] == str(first) and [s["name"] for s in recipe["stages"]] == ["pretrain"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_recipes.sample import Sample
 from train.build import call
-from train.recipe_files import as_call, check_keys, parse, read_tree
+from train.recipe_files import as_call, check_keys, naming, parse, read_tree
 from train.stages import Call
 from vlm.compat import CACHE_NAME
 from vlm.errors import ConfigError, DataError, MissingDependencyError, TrainingError
@@ -86,10 +86,11 @@ def load_grpo(recipe: str | Path, overrides: list[str] | None = None) -> GrpoRec
         ConfigError: The file or an override is wrong; the message names the key.
     """
     tree = read_tree(recipe, overrides)
-    if "data" in tree:
-        tree["data"] = as_call(tree["data"])
-        check_keys(Call, tree["data"], "data.")
-    return typing.cast(GrpoRecipe, parse(GrpoRecipe, tree))
+    with naming(recipe):
+        if "data" in tree:
+            tree["data"] = as_call(tree["data"])
+            check_keys(Call, tree["data"], "data.")
+        return typing.cast(GrpoRecipe, parse(GrpoRecipe, tree))
 
 
 def describe(recipe: GrpoRecipe) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,19 @@ def recipe_path(recipe: str | Path) -> Path:
     raise ConfigError(
         f"no recipe {str(recipe)!r}: neither a file nor one of the shipped ones ({', '.join(shipped_recipes())})"
     )
+
+
+@contextlib.contextmanager
+def naming(recipe: str | Path) -> Iterator[None]:
+    """Errors of the block name the recipe's file.
+
+    Raises:
+        ConfigError: The block's, with the name before it.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{recipe_path(recipe).name}: {error}") from error
 
 
 def read_tree(recipe: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.recipe_files import as_call, check_keys, check_not_none, parse, read_tree, recipe_path
+from train.recipe_files import as_call, check_keys, check_not_none, naming, parse, read_tree
 from vlm.errors import ConfigError
 
 
@@ -235,10 +235,8 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Recip
             names the key.
     """
     tree = read_tree(recipe, overrides)
-    try:
+    with naming(recipe):
         return parse_recipe(tree)
-    except ConfigError as error:
-        raise ConfigError(f"{recipe_path(recipe).name}: {error}") from error
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:

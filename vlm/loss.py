@@ -53,28 +53,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None,
             torch.zeros_like(bias_V, dtype=dtype) if need_bias and bias_V is not None else None,
         ]
+        every = bool((targets_N != -100).all())
+        # two buffers for all chunks: to hand out memory for each costs as much as a pass over the logits, and that a tenth of the head
+        logits_CV, shares_CV = (
+            torch.empty(min(CHUNK, len(hidden_ND)), len(weight_VD), dtype=dtype, device=hidden_ND.device)
+            for _ in range(2)
+        )
         for start in range(0, len(hidden_ND), CHUNK):
             rows = slice(start, start + CHUNK)
             hidden, targets = hidden_ND[rows], targets_N[rows]
-            shares = nn.functional.linear(hidden, weight_VD, bias_V).to(dtype)
+            logits, shares = logits_CV[: len(hidden)], shares_CV[: len(hidden)]
+            if hidden.dtype == dtype and bias_V is None:
+                torch.mm(hidden, weight_VD.T, out=logits)
+            else:
+                logits.copy_(nn.functional.linear(hidden, weight_VD, bias_V))
             counted = (targets != -100).to(dtype)[:, None]
             wanted = targets.clamp_min(0)[:, None]
-            highest = shares.amax(1, keepdim=True)
-            shares.sub_(highest)  # in place from here on: a pass over the logits costs as much as a tenth of the head
-            right = shares.gather(1, wanted)
-            sums = shares.exp_().sum(1, keepdim=True)
-            total += ((sums.log() - right) * counted).sum()
+            likely = torch.log_softmax(logits, 1, out=shares)
+            total -= (likely.gather(1, wanted) * counted).sum()
             if not any(grad is not None for grad in grads):
                 continue
-            shares.mul_(counted / sums)
+            shares = torch.exp(likely, out=logits)
+            if not every:
+                shares.mul_(counted)
             shares.scatter_add_(1, wanted, -counted)  # gradient of the loss in the logits
-            shares = shares.to(hidden.dtype)
+            grad_CV = shares.to(hidden.dtype)
             if grads[0] is not None:
-                torch.mm(shares, weight_VD, out=grads[0][rows])
+                torch.mm(grad_CV, weight_VD, out=grads[0][rows])
             if grads[1] is not None:
-                grads[1].addmm_(shares.T.to(dtype), hidden.to(dtype))
+                grads[1].addmm_(grad_CV.T.to(dtype), hidden.to(dtype))
             if grads[2] is not None:
-                grads[2] += shares.sum(0)
+                grads[2] += grad_CV.sum(0)
         ctx.save_for_backward(*(x for x in grads if x is not None))
         ctx.present = [x is not None for x in grads]
         ctx.dtypes = [x.dtype if x is not None else None for x in (hidden_ND, weight_VD, bias_V)]

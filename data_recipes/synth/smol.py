@@ -68,6 +68,7 @@ class SmolDataset:
         varied: Share of shots of one or two pictures (features only) that show a made-up variation; see `Variations`.
         presence_first: Share of conversations that ask what is there before other questions tell it.
         moments: Share of clips of three shots or more in which one lasts a sampled frame or two.
+        last: Share of those in which it is the last one.
         again: Share of shots (features only) that show what the one before shows, as the pieces of a long take do.
         footage: Share of clips (features only) in which one to three shots, the shortest among them, show what can be named and the others
             nothing in particular, as footage does.
@@ -89,6 +90,7 @@ class SmolDataset:
     varied: float = 0.0
     presence_first: float = 0.0
     moments: float = 0.0
+    last: float = 0.0
     again: float = 0.0
     footage: float = 0.0
     frames: int | None = None
@@ -157,7 +159,7 @@ class SmolDataset:
         """A clip, for each shot where its features come from, and how many frames the model samples."""
         frames = self.frames or int(rng.choice([16, 32, 64]))
         count = min(int(rng.integers(self.shots[0], self.shots[1] + 1)), max(1, frames // 2))
-        lengths = _lengths(rng, count, self.seconds, frames=frames, moments=self.moments)
+        lengths = _lengths(rng, count, self.seconds, frames=frames, moments=self.moments, last=self.last)
         used: set[str] = set()
         sources = [self._source(rng, used) for _ in range(count)]
         if self.again and self.medium == "features":
@@ -262,6 +264,7 @@ def conversations(
     varied: float = 0.0,
     presence_first: float = 0.0,
     moments: float = 0.0,
+    last: float = 0.0,
     again: float = 0.0,
     footage: float = 0.0,
     frames: int | None = None,
@@ -281,6 +284,7 @@ def conversations(
         varied,
         presence_first,
         moments,
+        last,
         again,
         footage,
         frames,
@@ -291,18 +295,19 @@ def conversations(
 
 
 def _lengths(
-    rng: np.random.Generator, count: int, seconds: tuple[float, float], *, frames: int, moments: float
+    rng: np.random.Generator, count: int, seconds: tuple[float, float], *, frames: int, moments: float, last: float
 ) -> np.ndarray:
     """Lengths of the shots in seconds (tenths); each is long enough to hold one of ``frames`` even samples, and 0.8 s if it can.
 
-    With the chance ``moments`` one of three shots or more is cut down to one sample or two.
+    With the chance ``moments`` one of three shots or more is cut down to one sample or two; with the chance ``last`` it is the last one.
     """
     total = float(np.exp(rng.uniform(np.log(seconds[0]), np.log(seconds[1]))))
     total = max(total, min(seconds[1], 1.2 * count))
     least = min(max(0.8 / total, 1.4 / frames), 0.9 / count)
     shares = least + (1 - count * least) * rng.dirichlet(np.full(count, 2.5))
     if moments and count > 2 and rng.random() < moments:
-        shares[int(rng.integers(count))] = min(least, 1.4 / frames)
+        which = count - 1 if last and rng.random() < last else int(rng.integers(count))
+        shares[which] = min(least, 1.4 / frames)
         shares /= shares.sum()
     return np.maximum((total * shares).round(1), 0.1)
 

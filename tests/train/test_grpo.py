@@ -126,7 +126,7 @@ def test_recipes_are_read_and_misuse_is_explained(tmp_path: Path, capsys: pytest
     assert load_grpo("grpo_nano", ["steps=7"]).steps == 7
     assert main("grpo_nano", ["steps=7"], dry_run=True) == 0
     assert "7 steps of 8 questions with 8 answers each" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="stepz"):
+    with pytest.raises(ConfigError, match=r"grpo_nano\.yaml: .*stepz"):
         load_grpo("grpo_nano", ["stepz=7"])
     with pytest.raises(ConfigError, match="generations=1"):
         load_grpo("grpo_nano", ["generations=1"])

@@ -217,6 +217,13 @@ def test_in_footage_little_can_be_named(bank: FeatureBank) -> None:
         assert all(any(noun in words for noun in nouns) for words in listed)
 
 
+def test_the_moment_may_be_the_last_shot(bank: FeatureBank) -> None:
+    for i in range(20):
+        sample = SmolDataset("class", 60, bank=bank, shots=(4, 12), frames=64, moments=1.0, last=1.0)[i]
+        lengths = [s.end - s.start for s in sample.meta["clip"].shots]
+        assert lengths[-1] == pytest.approx(min(lengths), abs=0.11)
+
+
 def test_every_shot_is_seen(bank: FeatureBank) -> None:
     for i in range(60):
         sample = SmolDataset("class", 60, bank=bank, shots=(6, 8), frames=16)[i]
