@@ -97,13 +97,24 @@ def model(
     return nano, processor
 
 
-def restart(preset: str = "nano-short", seed: int = 0) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
-    """A shipped nano with fresh connectors: its language model, eyes and ears know nothing of each other. For LongVILA's five stages."""
+def restart(
+    preset: str = "nano-short", seed: int = 0, kept: float = 0.0
+) -> tuple[VLMForConditionalGeneration, VLMProcessor]:
+    """A shipped nano with fresh connectors: its language model, eyes and ears know nothing of each other. For LongVILA's five stages.
+
+    Args:
+        preset: Which.
+        seed: Of the connectors.
+        kept: Share of the shipped connectors in the new ones: (1 - kept) x fresh + kept x shipped. At a half, digits can be read
+            still; from nothing, nano learns that late.
+    """
     torch.manual_seed(seed)
     made = VLMForConditionalGeneration.from_pretrained(preset_folder(preset), dtype=torch.float32)
     fresh = VLMForConditionalGeneration(made.config)
-    for name in ("mm_projector", "audio_projector"):
-        getattr(made, name).load_state_dict(getattr(fresh, name).state_dict())
+    with torch.no_grad():
+        for name in ("mm_projector", "audio_projector"):
+            for old, new in zip(getattr(made, name).parameters(), getattr(fresh, name).parameters(), strict=True):
+                old.mul_(kept).add_(new, alpha=1 - kept)
     return made.train(), VLMProcessor.from_pretrained(preset_folder(preset))
 
 

@@ -139,6 +139,10 @@ def test_the_five_stages_start_with_connectors_that_know_nothing() -> None:
     before, after = shipped.state_dict(), fresh.state_dict()
     other = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
     assert other == {"mm_projector", "audio_projector"}
+    half, whole = (restart("nano-short", kept=kept)[0].state_dict() for kept in (0.5, 1.0))
+    for key in before:
+        assert torch.equal(whole[key], before[key])
+        assert torch.allclose(half[key].float(), (before[key] + after[key]) / 2, atol=1e-7)
     assert len(processor.tokenizer) == fresh.get_input_embeddings().num_embeddings
 
 
