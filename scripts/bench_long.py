@@ -7,7 +7,8 @@
 3. The language model of `smol` over up to 64 k tokens, likewise.
 4. `Chat` about 64 frames of a file of an hour against one of a minute, 640 x 360 pixels: peak memory.
 
-Every measurement is a process of its own with one thread; memory is the growth of its peak (VmHWM) from after the model was there.
+Every measurement is a process of its own with one thread; memory is the growth of its peak (VmHWM) from after the model was there. What
+has been measured is kept beside the results until all is, so an interrupted run of the same commit goes on.
 """
 
 from __future__ import annotations
@@ -202,6 +203,31 @@ def chat(_: str, seconds: int) -> dict[str, float]:
 # -- the parent ----------------------------------------------------------------------------------------------------------
 
 
+class Bench:
+    """Measures in processes of their own, each once.
+
+    Args:
+        kept: File of what has been measured; that of another commit counts for nothing.
+    """
+
+    def __init__(self, kept: Path) -> None:
+        from eval.report import commit
+
+        self.kept, self.same = kept, commit()
+        found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        self.known: dict[str, dict[str, float]] = found["known"] if found.get("same") == self.same else {}
+
+    def __call__(self, what: str, variant: str, size: int, repeat: int = 0) -> dict[str, float]:
+        """One measurement."""
+        from vlm.files import write_text
+
+        key = f"{what} {variant} {size} {repeat}"
+        if key not in self.known:
+            self.known[key] = child(what, variant, size)
+            write_text(self.kept, json.dumps({"same": self.same, "known": self.known}))
+        return self.known[key]
+
+
 def child(what: str, variant: str, size: int) -> dict[str, float]:
     """One measurement in a process of its own."""
     command = [sys.executable, str(Path(__file__)), "--child", what, variant, str(size)]
@@ -212,15 +238,15 @@ def child(what: str, variant: str, size: int) -> dict[str, float]:
     return found
 
 
-def prefill_rows(pairs: int) -> list[Any]:
+def prefill_rows(bench: Bench, pairs: int) -> list[Any]:
     """Part 1."""
     from tqdm import tqdm
 
     from eval.report import row
 
     runs = [
-        {v: child("prefill", v, 8192) for v in ("transformers", "ours")}
-        for _ in tqdm(range(pairs), desc="prefill of 8192")
+        {v: bench("prefill", v, 8192, i) for v in ("transformers", "ours")}
+        for i in tqdm(range(pairs), desc="prefill of 8192")
     ]
     setting = {"tokens": 8192, "layers": 6, "piece": 512, "pairs": pairs}
     middle = {
@@ -240,13 +266,13 @@ def _median(runs: list[dict[str, dict[str, float]]], key: str) -> float:
     return statistics.median(r["ours"][key] / r["transformers"][key] for r in runs)
 
 
-def slope_rows(what: str, name: str, sizes: list[int]) -> list[Any]:
+def slope_rows(bench: Bench, what: str, name: str, sizes: list[int]) -> list[Any]:
     """Parts 2 and 3."""
     from tqdm import tqdm
 
     from eval.report import row
 
-    runs = [child(what, "ours", size) for size in tqdm(sizes, desc=name)]
+    runs = [bench(what, "ours", size) for size in tqdm(sizes, desc=name)]
     rows = [
         row(f"{name}: {int(r['tokens']):,} tokens, peak memory", r["mb"], "MB", cpu_seconds=round(r["seconds"], 1))
         for r in runs
@@ -258,11 +284,11 @@ def slope_rows(what: str, name: str, sizes: list[int]) -> list[Any]:
     return [*rows, row(f"{name}: slope / keys and values", ratio, "×", 1.15, at_least=False, **facts)]
 
 
-def chat_rows(hour: int) -> list[Any]:
+def chat_rows(bench: Bench, hour: int) -> list[Any]:
     """Part 4."""
     from eval.report import row
 
-    short, long = child("chat", "ours", 60), child("chat", "ours", hour)
+    short, long = bench("chat", "ours", 60), bench("chat", "ours", hour)
     facts = {"minute_mb": round(short["whole"]), "hour_mb": round(long["whole"]), "frames": 64, "seconds": hour}
     return [
         row("chat about an hour / a minute, peak memory of the process", long["whole"] / short["whole"], "×", 1.3, at_least=False, **facts),
@@ -290,12 +316,16 @@ def main() -> None:
         return
     from eval.report import write_results
 
-    rows = prefill_rows(args.pairs)
-    rows += chat_rows(args.hour)
-    rows += slope_rows("nano", f"nano, {TOKENS_PER_FRAME} tokens a frame", [int(n) for n in args.frames.split(",")])
-    rows += slope_rows("smol", "smol's language model", [int(n) for n in args.tokens.split(",")])
+    bench = Bench(Path(args.out) / ".bench-long-parts.json")
+    rows = prefill_rows(bench, args.pairs)
+    rows += chat_rows(bench, args.hour)
+    rows += slope_rows(
+        bench, "nano", f"nano, {TOKENS_PER_FRAME} tokens a frame", [int(n) for n in args.frames.split(",")]
+    )
+    rows += slope_rows(bench, "smol", "smol's language model", [int(n) for n in args.tokens.split(",")])
     setting = {"threads": 1, "load": os.getloadavg()[0]}
     path = write_results("bench-long", rows, command="make bench-long", seed=0, setting=setting, out_dir=args.out)
+    bench.kept.unlink()
     for r in rows:
         holds = {True: "holds", False: "MISSED", None: ""}[r["holds"]]
         print(f"{r['name']:68} {r['value']:10.4g} {r['unit']:4} {r['target'] or '':8} {holds}")
