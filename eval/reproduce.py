@@ -6,15 +6,14 @@ A part that is done is on the disk until all are, so an interrupted run goes on 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.kept import Kept
 from eval.report import Row, commit, row, write_results
 from vlm.errors import ConfigError
-from vlm.files import write_text
 
 PAPERS = {"lita": "eval.lita", "longvila": "eval.longvila"}
 """Paper -> module with ``parts(setting)``, and ``draw(path, rows)`` if there is something to see."""
@@ -100,27 +99,15 @@ def run(
     module = importlib.import_module(PAPERS[paper])
     parts: list[Part] = module.parts(Setting(quick, work, seed))
     same = {"quick": quick, "seed": seed, "commit": commit()}
-    kept = out / f".{paper}-parts.json"
-    known = _known(kept, same)
+    kept = Kept(out / f".{paper}-parts.json", same)
     with tqdm(parts, unit="part") as bar:
         for part in bar:
             bar.set_description(part.name)
-            if part.name not in known:
-                known[part.name] = part.measure()
-                write_text(kept, json.dumps({"same": same, "rows": known}))
-    rows = [r for part in parts for r in known[part.name]]
+            kept(part.name, part.measure)
+    rows = [r for part in parts for r in kept.known[part.name]]
     command = f"vlm reproduce {paper}" + (" --quick" if quick else "") + (f" --seed {seed}" if seed else "")
     path = write_results(paper, rows, command=command, seed=seed, setting={"quick": quick}, out_dir=out)
     if hasattr(module, "draw"):
         module.draw(path.with_suffix(".png"), rows)
-    kept.unlink(missing_ok=True)
+    kept.drop()
     return path
-
-
-def _known(kept: Path, same: dict[str, Any]) -> dict[str, list[Row]]:
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        rows: dict[str, list[Row]] = found["rows"] if found["same"] == same else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return rows

@@ -23,12 +23,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it works in a clone without an installation
+
+if TYPE_CHECKING:
+    from eval.kept import Kept
 
 TOKENS_PER_FRAME = 196
 
@@ -203,29 +206,10 @@ def chat(_: str, seconds: int) -> dict[str, float]:
 # -- the parent ----------------------------------------------------------------------------------------------------------
 
 
-class Bench:
-    """Measures in processes of their own, each once.
-
-    Args:
-        kept: File of what has been measured; that of another commit counts for nothing.
-    """
-
-    def __init__(self, kept: Path) -> None:
-        from eval.report import commit
-
-        self.kept, self.same = kept, commit()
-        found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-        self.known: dict[str, dict[str, float]] = found["known"] if found.get("same") == self.same else {}
-
-    def __call__(self, what: str, variant: str, size: int, repeat: int = 0) -> dict[str, float]:
-        """One measurement."""
-        from vlm.files import write_text
-
-        key = f"{what} {variant} {size} {repeat}"
-        if key not in self.known:
-            self.known[key] = child(what, variant, size)
-            write_text(self.kept, json.dumps({"same": self.same, "known": self.known}))
-        return self.known[key]
+def measured(kept: Kept, what: str, variant: str, size: int, repeat: int = 0) -> dict[str, float]:
+    """One measurement in a process of its own, made once."""
+    found: dict[str, float] = kept(f"{what} {variant} {size} {repeat}", lambda: child(what, variant, size))
+    return found
 
 
 def child(what: str, variant: str, size: int) -> dict[str, float]:
@@ -238,14 +222,14 @@ def child(what: str, variant: str, size: int) -> dict[str, float]:
     return found
 
 
-def prefill_rows(bench: Bench, pairs: int) -> list[Any]:
+def prefill_rows(kept: Kept, pairs: int) -> list[Any]:
     """Part 1."""
     from tqdm import tqdm
 
     from eval.report import row
 
     runs = [
-        {v: bench("prefill", v, 8192, i) for v in ("transformers", "ours")}
+        {v: measured(kept, "prefill", v, 8192, i) for v in ("transformers", "ours")}
         for i in tqdm(range(pairs), desc="prefill of 8192")
     ]
     setting = {"tokens": 8192, "layers": 6, "piece": 512, "pairs": pairs}
@@ -266,13 +250,13 @@ def _median(runs: list[dict[str, dict[str, float]]], key: str) -> float:
     return statistics.median(r["ours"][key] / r["transformers"][key] for r in runs)
 
 
-def slope_rows(bench: Bench, what: str, name: str, sizes: list[int]) -> list[Any]:
+def slope_rows(kept: Kept, what: str, name: str, sizes: list[int]) -> list[Any]:
     """Parts 2 and 3."""
     from tqdm import tqdm
 
     from eval.report import row
 
-    runs = [bench(what, "ours", size) for size in tqdm(sizes, desc=name)]
+    runs = [measured(kept, what, "ours", size) for size in tqdm(sizes, desc=name)]
     rows = [
         row(f"{name}: {int(r['tokens']):,} tokens, peak memory", r["mb"], "MB", cpu_seconds=round(r["seconds"], 1))
         for r in runs
@@ -284,11 +268,11 @@ def slope_rows(bench: Bench, what: str, name: str, sizes: list[int]) -> list[Any
     return [*rows, row(f"{name}: slope / keys and values", ratio, "×", 1.15, at_least=False, **facts)]
 
 
-def chat_rows(bench: Bench, hour: int) -> list[Any]:
+def chat_rows(kept: Kept, hour: int) -> list[Any]:
     """Part 4."""
     from eval.report import row
 
-    short, long = bench("chat", "ours", 60), bench("chat", "ours", hour)
+    short, long = measured(kept, "chat", "ours", 60), measured(kept, "chat", "ours", hour)
     facts = {"minute_mb": round(short["whole"]), "hour_mb": round(long["whole"]), "frames": 64, "seconds": hour}
     return [
         row("chat about an hour / a minute, peak memory of the process", long["whole"] / short["whole"], "×", 1.3, at_least=False, **facts),
@@ -314,18 +298,19 @@ def main() -> None:
         measure = {"prefill": prefill, "nano": nano, "smol": smol, "chat": chat}[what]
         print(json.dumps(measure(variant, int(size))))
         return
-    from eval.report import write_results
+    from eval.kept import Kept
+    from eval.report import commit, write_results
 
-    bench = Bench(Path(args.out) / ".bench-long-parts.json")
-    rows = prefill_rows(bench, args.pairs)
-    rows += chat_rows(bench, args.hour)
+    kept = Kept(Path(args.out) / ".bench-long-parts.json", commit())
+    rows = prefill_rows(kept, args.pairs)
+    rows += chat_rows(kept, args.hour)
     rows += slope_rows(
-        bench, "nano", f"nano, {TOKENS_PER_FRAME} tokens a frame", [int(n) for n in args.frames.split(",")]
+        kept, "nano", f"nano, {TOKENS_PER_FRAME} tokens a frame", [int(n) for n in args.frames.split(",")]
     )
-    rows += slope_rows(bench, "smol", "smol's language model", [int(n) for n in args.tokens.split(",")])
+    rows += slope_rows(kept, "smol", "smol's language model", [int(n) for n in args.tokens.split(",")])
     setting = {"threads": 1, "load": os.getloadavg()[0]}
     path = write_results("bench-long", rows, command="make bench-long", seed=0, setting=setting, out_dir=args.out)
-    bench.kept.unlink()
+    kept.drop()
     for r in rows:
         holds = {True: "holds", False: "MISSED", None: ""}[r["holds"]]
         print(f"{r['name']:68} {r['value']:10.4g} {r['unit']:4} {r['target'] or '':8} {holds}")

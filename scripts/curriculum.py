@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -103,26 +102,30 @@ def trained(order: str, seed: int, options: argparse.Namespace) -> Path:
 
 def scores(order: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train one order with one seed and score it; what is there already is not done again."""
+    from eval.kept import Kept
+
+    final = trained(order, seed, options)
+    asked = {"needles": options.needles, "depths": options.depths, "clips": options.clips}
+    found: dict[str, float] = Kept(final.with_name("scores.json"), asked)(
+        "scores", lambda: scored(final, seed, options)
+    )
+    return found
+
+
+def scored(final: Path, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Needles found by frames, and the overlap of spans, in percent, of the model in the folder ``final`` of a run."""
     import vlm
     from eval.longvila import needles_by_frames
     from eval.shapes import evaluate
     from train.nano import export
-    from vlm.files import write_text
 
-    final = trained(order, seed, options)
-    model, kept = final.with_name("model"), final.with_name("scores.json")
-    if not kept.exists():
-        export(final, model)
-        found, _ = needles_by_frames(
-            str(model), model.parent, LENGTHS, needles=options.needles, depths=options.depths, seed=seed
-        )
-        rows = {
-            r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))
-        }
-        needles = {f"needle found, {n} frames": value for n, value in found.items()}
-        write_text(kept, json.dumps({**needles, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}))
-    values: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-    return values
+    model = export(final, final.with_name("model"))
+    found, _ = needles_by_frames(
+        str(model), model.parent, LENGTHS, needles=options.needles, depths=options.depths, seed=seed
+    )
+    rows = {r["name"]: r["value"] for r in evaluate(vlm.load(str(model)), n=options.clips, seed=seed, groups=("span",))}
+    needles = {f"needle found, {n} frames": value for n, value in found.items()}
+    return {**needles, "span mIoU": 100 * float(rows["span mIoU, known pairs"])}
 
 
 def main() -> None:

@@ -29,11 +29,13 @@ def head_loss(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor)
         hidden_ND: What the head reads.
         targets_N: Token ids; -100 counts nothing.
     """
+    wanted_N = targets_N != -100
+    hidden_ND, targets_N = hidden_ND[wanted_N], targets_N[wanted_N]  # most of a video's positions have no target
     if type(head) is nn.Linear and not torch.is_autocast_enabled(hidden_ND.device.type):
         loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_ND, head.weight, head.bias, targets_N)
         return loss
     logits = head(hidden_ND)
-    return nn.functional.cross_entropy(logits.to(_precise(logits)), targets_N, ignore_index=-100, reduction="sum")
+    return nn.functional.cross_entropy(logits.to(_precise(logits)), targets_N, reduction="sum")
 
 
 def _precise(x: torch.Tensor) -> torch.dtype:
@@ -53,7 +55,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None,
             torch.zeros_like(bias_V, dtype=dtype) if need_bias and bias_V is not None else None,
         ]
-        every = bool((targets_N != -100).all())
         # two buffers for all chunks: to hand out memory for each costs as much as a pass over the logits, and that a tenth of the head
         logits_CV, shares_CV = (
             torch.empty(min(CHUNK, len(hidden_ND)), len(weight_VD), dtype=dtype, device=hidden_ND.device)
@@ -67,16 +68,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden, weight_VD.T, out=logits)
             else:
                 logits.copy_(nn.functional.linear(hidden, weight_VD, bias_V))
-            counted = (targets != -100).to(dtype)[:, None]
-            wanted = targets.clamp_min(0)[:, None]
             likely = torch.log_softmax(logits, 1, out=shares)
-            total -= (likely.gather(1, wanted) * counted).sum()
+            total -= likely.gather(1, targets[:, None]).sum()
             if not any(grad is not None for grad in grads):
                 continue
             shares = torch.exp(likely, out=logits)
-            if not every:
-                shares.mul_(counted)
-            shares.scatter_add_(1, wanted, -counted)  # gradient of the loss in the logits
+            shares[torch.arange(len(targets), device=targets.device), targets] -= (
+                1  # gradient of the loss in the logits
+            )
             grad_CV = shares.to(hidden.dtype)
             if grads[0] is not None:
                 torch.mm(grad_CV, weight_VD, out=grads[0][rows])

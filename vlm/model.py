@@ -299,9 +299,8 @@ class VLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden_BLD = decoder(
             inputs_embeds=embeds_BLD, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        wanted_BL = targets_BL != -100
-        count = wanted_BL.sum().clamp_min(1) if num_items is None else num_items
-        total = head_loss(self.get_output_embeddings(), hidden_BLD[wanted_BL], targets_BL[wanted_BL])
+        count = (targets_BL != -100).sum().clamp_min(1) if num_items is None else num_items
+        total = head_loss(self.get_output_embeddings(), hidden_BLD.flatten(0, 1), targets_BL.flatten())
         return CausalLMOutputWithPast(loss=total / count, logits=None)
 
     @torch.no_grad()

@@ -217,9 +217,7 @@ class SequenceParallel(nn.Module):
         if labels is not None:
             targets_L = shifted(labels[keep], layout)
             count = (targets_L != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-            targets_N = targets_L[rows]
-            wanted = targets_N != -100
-            loss = head_loss(head, hidden_ND[wanted], targets_N[wanted]) / count
+            loss = head_loss(head, hidden_ND, targets_L[rows]) / count
         return ParallelOutput(loss, head(hidden_ND) if return_logits else None, rows)
 
     def _hidden(self, embeds_ND: torch.Tensor, positions_N: torch.Tensor, attention: Any) -> torch.Tensor:
