@@ -36,7 +36,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 """Kinds of question about needles; ``{m}`` is "video" or "clip". The last two are asked nowhere else."""
 
 SCENE_FRAMES = (24, 64)  # of one scene of a long clip, before the next cut
-_HOW_MANY = (0.12, 0.6, 0.16, 0.12)  # chances of no, one, two and three needles
+_NONE = 0.12  # chance of no needle, and of one, two and three where there are some:
+_HOW_MANY = (15 / 22, 4 / 22, 3 / 22)
 _SCENE_KINDS = ("list", "colours", "count", "presence")  # what is true whatever the times are
 _TOKENS_PER_PIECE = 6  # of a transcript: two times, article, colour, shape, and the rest
 
@@ -79,6 +80,7 @@ class Haystacks:
         frames: Fewest and most frames; short clips are as likely as long ones (log-uniform).
         image_size: Side of the frames, pixels.
         turns: Most questions about one clip.
+        none: Share of the clips without a needle.
     """
 
     split: str
@@ -87,9 +89,12 @@ class Haystacks:
     frames: tuple[int, int] = (8, 64)
     image_size: int = 64
     turns: int = 8
+    none: float = _NONE
 
     def __post_init__(self) -> None:
         _check(self.split, "frames", self.frames, least=2)
+        if not 0 <= self.none <= 1:
+            raise ConfigError(f"none={self.none} must be a share, from 0 to 1")
 
     def __len__(self) -> int:
         return self.size
@@ -133,7 +138,7 @@ class Haystacks:
 
     def _hide(self, rng: np.random.Generator, like: Video, hay: np.ndarray, step: float) -> tuple[Video, list[_Hidden]]:
         """A video of frames ``hay`` and some more that show digits, at the ends as often as anywhere else; all last ``step`` seconds."""
-        digits = _digits(rng)
+        digits = _digits(rng, self.none)
         total = len(hay) + len(digits)
         places = np.sort(_places(rng, len(digits), total))
         frames = np.empty((total, *hay.shape[1:]), np.uint8)
@@ -179,7 +184,7 @@ class Transcripts:
 
     def __getitem__(self, index: int) -> Sample:
         rng, tokens = self._start(index)
-        digits = _digits(rng)
+        digits = _digits(rng, _NONE)
         count = max(tokens // _TOKENS_PER_PIECE, len(digits) + 2)
         step = float(rng.uniform(0.5, 2.0))
         places = np.sort(_places(rng, len(digits), count))
@@ -217,7 +222,7 @@ def _turns(rng: np.random.Generator, hidden: list[_Hidden]) -> list[Turn]:
     turns = [
         _turn(rng, "digit_presence", "yes" if digits else "no", choices=2),
         _turn(rng, "digits", ", ".join(digits) or NUMBERS[0], items=digits),
-        _turn(rng, "digit_count", NUMBERS[len(digits)], choices=len(_HOW_MANY)),
+        _turn(rng, "digit_count", NUMBERS[len(digits)], choices=len(_HOW_MANY) + 1),
     ]
     if len(hidden) <= 1:
         turns += [_turn(rng, "digit", digits[0] if digits else NUMBERS[0], items=digits, choices=10) for _ in range(2)]
@@ -233,8 +238,8 @@ def _turn(rng: np.random.Generator, kind: str, answer: str, **details: Any) -> T
     return Turn(kind, question, answer, **details)
 
 
-def _digits(rng: np.random.Generator) -> list[str]:
-    count = int(rng.choice(len(_HOW_MANY), p=_HOW_MANY))
+def _digits(rng: np.random.Generator, none: float) -> list[str]:
+    count = int(rng.choice(len(_HOW_MANY) + 1, p=(none, *(p * (1 - none) for p in _HOW_MANY))))
     return [str(d) for d in rng.choice(len(DIGITS), size=count, replace=False)]
 
 

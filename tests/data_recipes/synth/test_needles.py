@@ -87,6 +87,15 @@ def test_items_depend_on_seed_split_and_index_only() -> None:
     assert held_out.meta["turns"] != first[0].meta["turns"]
 
 
+def test_as_many_clips_as_asked_for_have_no_needle() -> None:
+    for none in (0.0, 0.5, 1.0):
+        data = haystacks("train", seed=0, frames=[2, 4], image_size=16, none=none)
+        without = sum(not data[i].meta["digits"] for i in range(60)) / 60
+        assert without == pytest.approx(none, abs=0.2) and (without == none or none == 0.5)
+    with pytest.raises(ConfigError, match=r"none=1\.5"):
+        haystacks("train", seed=0, frames=[2, 4], none=1.5)
+
+
 def test_needles_differ_by_digit_and_seed() -> None:
     frames = [needle_frame(str(d)) for d in range(10)]
     assert len({f.tobytes() for f in frames}) == 10
