@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -232,6 +233,7 @@ def run(
     seed: int = 0,
     fresh: bool = False,
     target: float | None = None,
+    tag: str = "",
 ) -> None:
     """``vlm eval niah``: find what is hidden in a video. Several processes: ``torchrun --nproc_per_node 2 -m eval niah``.
 
@@ -250,15 +252,9 @@ def run(
         seed: Of the needles and of the generated haystack.
         fresh: Measure again what the results file already has.
         target: Percent that free generation should reach over all cells.
+        tag: Ends the names of the files: ``tag=6000`` writes ``niah-6000.json``.
     """
-    if task not in TASKS:
-        raise ConfigError(f"task={task!r} is not one of {', '.join(TASKS)}")
-    if mode not in MODES:
-        raise ConfigError(f"mode={mode!r} is not one of {', '.join(MODES)}")
-    if depths < 1:
-        raise ConfigError(f"depths={depths} must be 1 or more")
-    if lengths is not None:
-        numbers_in(lengths)
+    _check(task, mode, depths, lengths, tag)
     ranks, name = Ranks.here(), model or "nano"
     asked = _load(name, ranks)
     size = int(asked.assistant.processor.pixels["image_size"])
@@ -269,7 +265,13 @@ def run(
     hay = choose_haystack(haystack, hidden, size=size, seed=seed)
     job = make_task(task, hidden, mode=mode, k=k, period=period, seed=seed)
     options = {"task": task, "lengths": lengths, "depths": depths, "mode": mode, "seed": seed}
-    given: dict[str, Any] = {"needles": needles, "haystack": haystack, "period": period, "target": target}
+    given: dict[str, Any] = {
+        "needles": needles,
+        "haystack": haystack,
+        "period": period,
+        "target": target,
+        "tag": tag or None,
+    }
     options |= {key: Path(v).name if isinstance(v, str) else v for key, v in given.items() if v is not None}
     options |= {"k": k} if task in _SHAPE_TASKS else {}
     words = " ".join(f"{key}={value}" for key, value in options.items())
@@ -284,11 +286,30 @@ def run(
         seed=seed,
         command=f"vlm eval niah {words} --model {shown}" + (f" --limit {limit}" if limit else ""),
         out=out,
-        title="-".join(["niah", *(["smol"] if name == "smol" else []), *([task] if task != "retrieve" else [])]),
+        title=_title(name, task, tag),
         fresh=fresh,
         target=target,
         ranks=ranks,
     )
+
+
+def _check(task: str, mode: str, depths: int, lengths: str | None, tag: str) -> None:
+    """Refuse options that make no sense before a model is loaded."""
+    if task not in TASKS:
+        raise ConfigError(f"task={task!r} is not one of {', '.join(TASKS)}")
+    if mode not in MODES:
+        raise ConfigError(f"mode={mode!r} is not one of {', '.join(MODES)}")
+    if depths < 1:
+        raise ConfigError(f"depths={depths} must be 1 or more")
+    if lengths is not None:
+        numbers_in(lengths)
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise ConfigError(f"tag={tag!r} ends a file name; it takes letters, digits, '_', '-' and '.'")
+
+
+def _title(model: str, task: str, tag: str) -> str:
+    """Name of the results file."""
+    return "-".join(filter(None, ["niah", "smol" * (model == "smol"), task * (task != "retrieve"), tag]))
 
 
 def _load(name: str, ranks: Ranks) -> Any:

@@ -25,6 +25,7 @@ from eval.niah_trials import NO_NEEDLE, Task
 from eval.report import read_results
 from tests.eval.oracles import SIZE, Noise, Oracle
 from vlm.chat import Assistant
+from vlm.cli import main
 from vlm.errors import ConfigError, DataError
 from vlm.media import Video
 
@@ -301,6 +302,14 @@ def replace_ears(nano: Assistant) -> Any:
 
     old = nano.processor
     return VLMProcessor(old.tokenizer, old.pixels, old.layout, None)
+
+
+def test_a_tag_ends_the_names_of_the_files(nano: Assistant, tmp_path: Path) -> None:
+    assert main(["eval", "niah", "lengths=3", "depths=1", "tag=3", "--limit", "1", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["niah-3.json", "niah-3.png"]
+    assert read_results(tmp_path / "niah-3.json")["command"].endswith("tag=3 --model nano --limit 1")
+    with pytest.raises(ConfigError, match=r"tag=.\.\./mine"):
+        run(tag="../mine", out=tmp_path)
 
 
 def test_lengths_are_numbers() -> None:
