@@ -73,10 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not any(grad is not None for grad in grads):
                 continue
             shares = torch.exp(likely, out=logits)
-            shares[torch.arange(len(targets), device=targets.device), targets] -= (
-                1  # gradient of the loss in the logits
-            )
-            grad_CV = shares.to(hidden.dtype)
+            shares[torch.arange(len(targets), device=targets.device), targets] -= 1
+            grad_CV = shares.to(hidden.dtype)  # of the loss, in the logits
             if grads[0] is not None:
                 torch.mm(grad_CV, weight_VD, out=grads[0][rows])
             if grads[1] is not None:
